@@ -1,0 +1,1 @@
+"""Braid: hybrid long-context language models, from pretraining to generation."""

@@ -1,0 +1,19 @@
+"""The one error a user's mistake raises. Entries print it without a traceback and exit with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What the user must change: the file, the key, the value, what is allowed, the nearest valid name.
+
+    The message stands alone: it is all the user sees.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'window'?"` for a near miss of a known word, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
