@@ -1,0 +1,182 @@
+"""The run file's `train`, `optimizer`, `deepspeed` and `log` sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from lm.errors import did_you_mean
+from lm.options import Options
+from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH
+
+
+class TrainOptions(Options):
+    """How long, how much at once, how exactly, and what is kept on disk."""
+
+    output_dir: Path = Field(description="Folder of the run: checkpoints, metrics, report, final model.")
+    steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
+    global_batch_tokens: int = Field(
+        ge=1, description="Tokens per optimizer step over all ranks; a multiple of data.sequence_length."
+    )
+    micro_batch_size: int = Field(default=1, ge=1, description="Rows of one forward and backward on one rank.")
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights, the data order and dropout.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Precision of forward and backward; master weights are fp32 either way."
+    )
+    gradient_clipping: float | None = Field(
+        default=1.0, gt=0, description="Largest global gradient norm; null leaves gradients as they are."
+    )
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="Steps between held-out evaluations; null evaluates once, at the end."
+    )
+    evaluate_tokens: int | None = Field(
+        default=None, ge=1, description="Held-out tokens read by one evaluation; null reads all of them."
+    )
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="Steps between checkpoints; null writes one, at the end."
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
+
+
+class _Warmup(Options):
+    warmup_steps: float = Field(
+        default=0,
+        ge=0,
+        description="Steps of linear warm-up from 0; a number below 1 is a fraction of train.steps.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> _Warmup:
+        for key in ("warmup_steps", "decay_steps"):
+            value = getattr(self, key, 0)
+            if value >= 1 and value != int(value):
+                raise ValueError(f"{key} is {value}: give a whole number of steps, or a fraction of them below 1")
+        return self
+
+
+class ConstantSchedule(_Warmup):
+    """Warm-up, then the peak learning rate to the end."""
+
+    kind: Literal["constant"] = Field(default="constant", description="Peak learning rate after the warm-up.")
+
+
+class LinearSchedule(_Warmup):
+    """Warm-up, then a straight line down to `min_lr_ratio` of the peak at the last step."""
+
+    kind: Literal["linear"] = Field(description="Straight decay after the warm-up.")
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="Last learning rate over the peak.")
+
+
+class CosineSchedule(_Warmup):
+    """Warm-up, then half a cosine down to `min_lr_ratio` of the peak at the last step."""
+
+    kind: Literal["cosine"] = Field(description="Half-cosine decay after the warm-up.")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Last learning rate over the peak.")
+
+
+class WsdSchedule(_Warmup):
+    """Warm-up, stable at the peak, then a decay over the last `decay_steps` (warmup-stable-decay)."""
+
+    kind: Literal["wsd"] = Field(description="Stable peak between the warm-up and a late decay.")
+    decay_steps: float = Field(
+        default=0.2, gt=0, description="Steps of the final decay; a number below 1 is a fraction of train.steps."
+    )
+    decay_shape: Literal["linear", "cosine", "sqrt"] = Field(
+        default="sqrt", description="Shape of the decay; sqrt is 1 - sqrt(progress)."
+    )
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="Last learning rate over the peak.")
+
+
+ScheduleOptions = Annotated[
+    ConstantSchedule | LinearSchedule | CosineSchedule | WsdSchedule, Field(discriminator="kind")
+]
+
+
+class OptimizerOptions(Options):
+    """AdamW and its learning-rate schedule. Norms, biases and embeddings are not decayed."""
+
+    kind: Literal["adamw"] = Field(default="adamw", description="The optimizer.")
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.95), description="Decay rates of the first and second moments."
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled weight decay of matrices.")
+    schedule: ScheduleOptions = Field(
+        default=ConstantSchedule(), description="Learning rate as a function of the step."
+    )
+
+
+class DeepSpeedOptions(Options):
+    """The ZeRO stage, and any DeepSpeed setting that the run file has no name of its own for."""
+
+    model_config = ConfigDict(extra="allow")
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=0, description="What is sharded over the ranks: 1 optimizer, 2 and gradients, 3 and parameters."
+    )
+
+    @model_validator(mode="after")
+    def _passed_through(self) -> DeepSpeedOptions:
+        for key in self.passed_through:
+            if key in OWNED:
+                raise ValueError(f"'{key}' is set by the trainer: remove it and use {OWNED[key]} instead")
+            if key not in PASSED_THROUGH:
+                known = ["zero_stage", *sorted(PASSED_THROUGH)]
+                raise ValueError(f"DeepSpeed has no setting '{key}'.{did_you_mean(key, [*known, *OWNED])}")
+        zero = self.passed_through.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError("'zero_optimization' must be a mapping of DeepSpeed's ZeRO settings")
+        self._check_zero(zero)
+        return self
+
+    def _check_zero(self, zero: dict[str, Any]) -> None:
+        if "stage" in zero:
+            raise ValueError("remove zero_optimization.stage and use deepspeed.zero_stage instead")
+        for key, stage in (("offload_optimizer", 1), ("offload_param", 3)):
+            if key in zero and self.zero_stage < stage:
+                raise ValueError(
+                    f"zero_optimization.{key} needs deepspeed.zero_stage of at least {stage}, not {self.zero_stage}"
+                )
+
+    @property
+    def passed_through(self) -> dict[str, Any]:
+        """The settings handed to DeepSpeed as they are."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class LogOptions(Options):
+    """What is shown while training and where it is kept besides `metrics.jsonl`."""
+
+    wandb: Literal["disabled", "offline", "online"] = Field(
+        default="offline", description="Weights & Biases: off, into the run's folder, or sent (needs a login)."
+    )
+    project: str = Field(default="braid", min_length=1, description="Project of the Weights & Biases run.")
+    name: str | None = Field(default=None, description="Name of the run; null takes that of the output folder.")
+    every: int = Field(default=1, ge=1, description="Steps between the printed lines when not on a terminal.")
+
+
+def schedule_steps(value: float, steps: int) -> int:
+    """Whole steps that `warmup_steps` or `decay_steps` mean in a run of `steps` (below 1: a fraction of them)."""
+    return round(value * steps) if value < 1 else int(value)
+
+
+def check_run(train: TrainOptions, optimizer: OptimizerOptions, sequence_length: int) -> None:
+    """Raise ValueError, naming the key to change, if the sections cannot work together."""
+    if train.global_batch_tokens % sequence_length:
+        below = train.global_batch_tokens // sequence_length * sequence_length
+        raise ValueError(
+            f"train.global_batch_tokens is {train.global_batch_tokens}, which is not a multiple of "
+            f"data.sequence_length {sequence_length}: use {max(below, sequence_length)}"
+        )
+    schedule = optimizer.schedule
+    warmup = schedule_steps(schedule.warmup_steps, train.steps)
+    decay = schedule_steps(schedule.decay_steps, train.steps) if isinstance(schedule, WsdSchedule) else 0
+    if warmup + decay > train.steps:
+        keys = "warmup_steps" if not decay else "warmup_steps and decay_steps"
+        raise ValueError(
+            f"optimizer.schedule's {keys} take {warmup + decay} steps, but train.steps is {train.steps}: "
+            f"lower them, or give them as fractions below 1"
+        )
