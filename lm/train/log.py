@@ -1,0 +1,252 @@
+"""What a run writes down while it trains: `metrics.jsonl` and, beside it, a Weights & Biases run.
+
+A record is one flat mapping with an integer `step` (optimizer steps finished) and JSON values. The names that the
+progress display and the report know, each optional:
+
+    loss                 training loss of the step, nats per token
+    learning_rate        of the first parameter group, as used in the step
+    grad_norm            global gradient norm before clipping
+    tokens               training tokens seen since the run began
+    tokens_per_second    over all ranks
+    mfu                  model FLOPs utilisation, a share in [0, 1]
+    validation_loss      held-out loss after the step, nats per token
+    validation_bits_per_byte
+
+Evaluations may ride in the step's own record or come as a record of their own with the same step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from lm.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+
+Record = Mapping[str, Any]
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: array and tensor scalars become numbers, numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return plain(value.tolist())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a metrics file, in file order; [] where there is no file.
+
+    A last line that a killed run left half-written is not a record. Raises UserError where an earlier line is broken.
+    """
+    return _whole_records(path)[0]
+
+
+def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole records and the number of bytes of the file that hold them."""
+    if not path.exists():
+        return [], 0
+    records: list[dict[str, Any]] = []
+    size = 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        record = _parse(line)
+        if record is None and number == len(lines):
+            break
+        if record is None:
+            raise UserError(
+                f"{path}: line {number} is not a record (a JSON object with an integer 'step'). "
+                "Delete that line, or the whole folder to start the run anew."
+            )
+        records.append(record)
+        size += len(line)
+    return records, size
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole else None
+
+
+class MetricsFile:
+    """An append-only JSON-lines file that survives being killed at any byte.
+
+    Every record is one `write` of one line, so that a reader sees whole lines or one half-written last line; opening
+    the file removes that half. Floats are written so that reading them gives the same bits.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens `path` for appending and creates it where it is missing. Raises UserError for a broken line."""
+        self.path = path
+        _, size = _whole_records(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._file.truncate(size)
+
+    def append(self, record: Record) -> None:
+        """Writes one record; it is in the operating system's hands when this returns."""
+        values = plain(record)
+        if not isinstance(values.get("step"), int):
+            raise ValueError(f"a record needs an integer 'step', got {values.get('step')!r}")
+        self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+
+    def truncate_after(self, step: int) -> int:
+        """Removes every record with a step above `step` and returns how many those were.
+
+        A resumed run calls it with its checkpoint's step, so that the steps it is about to repeat are there once.
+        """
+        records, _ = _whole_records(self.path)
+        kept = [record for record in records if record["step"] <= step]
+        if len(kept) == len(records):
+            return 0
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        self._file.close()
+        temporary.replace(self.path)
+        self._file = self.path.open("ab", buffering=0)
+        return len(records) - len(kept)
+
+    def sync(self) -> None:
+        """Forces what was appended to the disk (a checkpoint calls it, so that its metrics survive a power cut)."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def require_wandb_login() -> None:
+    """Raises UserError unless wandb has credentials. Call it before any data is loaded when the mode is online."""
+    wandb = _import_wandb()
+    try:
+        logged_in = bool(wandb.login(prompt=False))
+    except wandb.Error:
+        logged_in = False
+    if not logged_in:
+        raise UserError(
+            "log.wandb: 'online' needs a Weights & Biases login and there is none. Run `wandb login` or set "
+            "WANDB_API_KEY, or choose 'offline' (upload later with `wandb sync`) or 'disabled'."
+        )
+
+
+def _import_wandb() -> Any:
+    # wandb reads these once, when it is imported; its own settings object comes too late for its first lines.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_CONSOLE", "off")
+    import wandb
+
+    return wandb
+
+
+class RunLog:
+    """One run's log: `metrics.jsonl` and wandb in the output folder, on rank 0; does nothing on other ranks.
+
+    Use it as a context manager, or call `close`. A run that resumes passes the step it resumes from; later records
+    are removed from the file, and the wandb run continues under the id kept in `wandb/run_id`.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        rank: int = 0,
+        step: int = 0,
+        wandb: WandbMode = "offline",
+        project: str = "braid",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`step`: the last finished step (0 in a new run). `name` and `config` are wandb's (the resolved run file).
+
+        Raises UserError for a broken metrics file, and for `wandb="online"` without a login.
+        """
+        self._metrics: MetricsFile | None = None
+        self._run: Any = None
+        if rank != 0:
+            return
+        if wandb == "online":
+            require_wandb_login()
+        self._metrics = MetricsFile(output / METRICS_FILE)
+        self._metrics.truncate_after(step)
+        if wandb != "disabled":
+            self._run = _start_wandb(output, wandb, project, name or output.name, config or {})
+
+    def write(self, record: Record) -> None:
+        """Appends one record (see the module's docstring) to the metrics and to wandb."""
+        if self._metrics is not None:
+            self._metrics.append(record)
+        if self._run is not None:
+            self._run.log({key: value for key, value in plain(record).items() if value is not None})
+
+    def sync(self) -> None:
+        """Forces the metrics to the disk; to be called before a checkpoint becomes current."""
+        if self._metrics is not None:
+            self._metrics.sync()
+
+    def summarise(self, values: Record) -> None:
+        """Adds the run's final figures to wandb's summary."""
+        if self._run is not None:
+            self._run.summary.update(plain(values))
+
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the wandb run (as failed, if so) and closes the file."""
+        if self._run is not None:
+            self._run.finish(exit_code=int(failed))
+            self._run = None
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=error is not None)
+
+
+def _start_wandb(output: Path, mode: WandbMode, project: str, name: str, config: Mapping[str, Any]) -> Any:
+    wandb = _import_wandb()
+    id_file = output / "wandb" / "run_id"
+    if not id_file.exists():
+        id_file.parent.mkdir(parents=True, exist_ok=True)
+        id_file.write_text(secrets.token_hex(8))
+    try:
+        run = wandb.init(
+            project=project,
+            name=name,
+            dir=os.fspath(output),
+            mode=mode,
+            id=id_file.read_text().strip(),
+            resume="allow",
+            config=plain(config),
+            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+        )
+    except wandb.Error as error:
+        raise UserError(f"log.wandb: '{mode}' did not start: {error}. Choose 'offline' or 'disabled'.") from error
+    # wandb's own step may only grow, while a resumed run repeats the steps after its checkpoint.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
