@@ -1,0 +1,108 @@
+"""What decoding keeps: keys and values by row, running states, and how many bytes they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+class KeyValues:
+    """Keys and values [rows, heads, slots, head_dim] of one head group.
+
+    Entry e of a row lies in slot e, or in slot e mod window where only the last `window` entries are kept.
+    Capacity doubles when it runs out, so appending costs constant time per entry on average. A mixer that keeps
+    several lists per document sets `parts`: rows are then (document, part) pairs.
+    """
+
+    parts: int = 1
+
+    def __init__(
+        self, rows: int, heads: int, head_dim: int, window: int | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.window = window
+        self.keys = torch.empty(rows, heads, 0, head_dim, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+
+    def write(self, keys: Tensor, values: Tensor, row: Tensor, entry: Tensor, last: Tensor) -> None:
+        """Stores keys and values [n, heads, head_dim] as entries `entry` [n] of rows `row` [n].
+
+        last: [rows], the entries of each row once this write is done; of more than `window` only those that stay
+        are stored.
+        """
+        if self.window is not None:
+            stays = entry >= (last - self.window)[row]
+            if not bool(stays.all()):
+                keys, values, row, entry = keys[stays], values[stays], row[stays], entry[stays]
+            entry = entry % self.window
+        self._reserve(int(last.max()) if len(last) else 0)
+        self.keys[row, :, entry] = keys
+        self.values[row, :, entry] = values
+
+    def read(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries `first[r] ... last[r] - 1` of each row r, rows one after another: two [n, heads, head_dim]."""
+        count = last - first
+        row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        entry = torch.arange(len(row), device=count.device) + (last - torch.cumsum(count, 0))[row]
+        if self.window is not None:
+            entry = entry % self.window
+        return self.keys[row, :, entry], self.values[row, :, entry]
+
+    def slots(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` slots of every row, without a copy: two [rows, heads, count, head_dim]."""
+        return self.keys[:, :, :count], self.values[:, :, :count]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was; the number of rows may change."""
+        self.keys, self.values = (
+            buffer.unflatten(0, (-1, self.parts))[rows].flatten(0, 1) for buffer in (self.keys, self.values)
+        )
+
+    def _reserve(self, entries: int) -> None:
+        if self.window is not None:
+            entries = min(entries, self.window)
+        slots = self.keys.shape[2]
+        if entries <= slots:
+            return
+        grown = max(entries, 2 * slots, 64)
+        if self.window is not None:
+            grown = min(grown, self.window)
+        self.keys, self.values = (_grow(buffer, grown) for buffer in (self.keys, self.values))
+
+
+def _grow(buffer: Tensor, slots: int) -> Tensor:
+    grown = buffer.new_zeros(*buffer.shape[:2], slots, buffer.shape[3])
+    grown[:, :, : buffer.shape[2]] = buffer
+    return grown
+
+
+@dataclass
+class MixerCache:
+    """What one layer keeps: buffers of keys and values, and states [rows, ...] such as a recurrence's."""
+
+    buffers: list[KeyValues] = field(default_factory=list)
+    states: dict[str, Tensor] = field(default_factory=dict)
+
+    def reorder(self, rows: Tensor) -> None:
+        for buffer in self.buffers:
+            buffer.reorder(rows)
+        self.states = {name: state[rows] for name, state in self.states.items()}
+
+
+@dataclass
+class DecoderCache:
+    """The caches of all layers and the tokens seen by each row [rows] int64."""
+
+    layers: list[MixerCache]
+    seen: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.seen)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was, as beam search asks; the number of rows may change."""
+        for layer in self.layers:
+            layer.reorder(rows)
+        self.seen = self.seen[rows]

@@ -1,0 +1,113 @@
+"""The decoder and the language model on top of it: flat tokens in, hidden states, logits or loss out."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from kernels.linear_cross_entropy import CrossEntropy, linear_cross_entropy
+from lm.model.block import Block
+from lm.model.cache import DecoderCache
+from lm.model.documents import Documents
+from lm.model.mixers import Mixer, build_mixer
+from lm.model.options import ModelOptions
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        assert options.vocab_size is not None, "vocab_size is taken from the tokenizer before a model is built"
+        assert options.intermediate_size is not None
+        self.embed_tokens = nn.Embedding(options.vocab_size, options.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(
+                build_mixer(options.mixers[name], options.dimensions),
+                options.hidden_size,
+                options.intermediate_size,
+                options.mlp,
+                options.rms_norm_eps,
+            )
+            for name in options.layer_names
+        )
+        self.norm = nn.RMSNorm(options.hidden_size, eps=options.rms_norm_eps)
+
+    def forward(self, tokens: Tensor, documents: Documents, cache: DecoderCache | None = None) -> Tensor:
+        """Hidden states [N, hidden_size] of tokens [N] int64; a cache is read, then extended in place."""
+        x: Tensor = self.embed_tokens(tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, documents, None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.seen = documents.total
+        out: Tensor = self.norm(x)
+        return out
+
+    @property
+    def mixers(self) -> list[Mixer[Any]]:
+        """The mixer of each layer."""
+        return [layer.mixer for layer in self.layers]  # type: ignore[misc]
+
+    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> DecoderCache:
+        """An empty cache for `rows` documents."""
+        layers = [mixer.new_cache(rows, dtype, device) for mixer in self.mixers]
+        return DecoderCache(layers, torch.zeros(rows, dtype=torch.int64, device=device))
+
+
+class Head(nn.Module):
+    """Output projection to the vocabulary, and the loss that never holds all its logits."""
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    @overload
+    def forward(self, hidden: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0) -> CrossEntropy: ...
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, z_loss: float = 0.0) -> Tensor | CrossEntropy:
+        if targets is None:
+            return nn.functional.linear(hidden, self.weight)
+        return linear_cross_entropy(hidden, self.weight, targets, z_loss=z_loss)
+
+
+class LanguageModel(nn.Module):
+    """A decoder with an output head. Parameter names follow Hugging Face's Llama, with `mixer` for `self_attn`."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        assert options.vocab_size is not None
+        self.options = options
+        self.model = Decoder(options)
+        self.lm_head = Head(options.hidden_size, options.vocab_size)
+        if options.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        if not self.lm_head.weight.is_meta:
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draws weights from N(0, initializer_range) with torch's global generator; norms start at 1."""
+        std = self.options.initializer_range
+        nn.init.normal_(self.model.embed_tokens.weight, std=std)
+        if not self.options.tie_word_embeddings:
+            nn.init.normal_(self.lm_head.weight, std=std)
+        for layer, mixer in zip(self.model.layers, self.model.mixers, strict=True):
+            mixer.init_weights(std)
+            for projection in layer.mlp.children():  # type: ignore[union-attr]
+                nn.init.normal_(projection.weight, std=std)  # type: ignore[arg-type]
+
+    @overload
+    def forward(self, tokens: Tensor, documents: Documents) -> Tensor: ...
+    @overload
+    def forward(self, tokens: Tensor, documents: Documents, targets: Tensor) -> CrossEntropy: ...
+    def forward(self, tokens: Tensor, documents: Documents, targets: Tensor | None = None) -> Tensor | CrossEntropy:
+        """Logits [N, vocab_size], or the summed loss where targets [N] int64 (-100: none) are given.
+
+        tokens: [N] int64, the flat stream that `documents` divides.
+        """
+        hidden = self.model(tokens, documents)
+        if targets is None:
+            return self.lm_head(hidden)
+        return self.lm_head(hidden, targets, self.options.z_loss)

@@ -1,0 +1,151 @@
+"""Which document each token belongs to, and its place in it: the one truth all mixers count from.
+
+Inside the model a batch is one flat stream of tokens without padding. Chunks, groups, windows and rotary
+positions are counted from a document's first token, and every interval of visible keys is built here from
+document-relative indices, so attention cannot leave its document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from kernels.interval_attention import Intervals
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What each query sees, in document-relative indices of a mixer's key list.
+
+    first: [S, N] int64, first visible key per head group (may lie before the document's first key).
+    end: [N] int64, one past the last visible key.
+    kv_heads: key/value heads in each of the S head groups.
+    """
+
+    first: Tensor
+    end: Tensor
+    kv_heads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KeyList:
+    """Where the keys of each document lie in a flat key list: keys `first[d] ... last[d] - 1` of document d.
+
+    first, new, last: [D] int64, document-relative; keys before `new` come from a cache, the others are this stream's.
+    """
+
+    first: Tensor
+    new: Tensor
+    last: Tensor
+
+    @property
+    def offset(self) -> Tensor:
+        """[D] int64: document-relative key j of document d lies at flat index `offset[d] + j`."""
+        return torch.cumsum(self.last - self.first, 0) - self.last
+
+    def join(self, cached: Tensor, stream: Tensor) -> Tensor:
+        """The flat list, from the cached entries of all documents and those of the stream, each [n, ...]."""
+        documents = torch.arange(len(self.last), device=self.last.device)
+        owner = torch.cat(
+            (documents.repeat_interleave(self.new - self.first), documents.repeat_interleave(self.last - self.new))
+        )
+        return torch.cat((cached, stream)).index_select(0, torch.argsort(owner, stable=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """The documents of a flat token stream.
+
+    lengths: [D] int64, tokens of each document in this stream (0 is allowed).
+    past: [D] int64, tokens of each document that came before this stream and live in a cache.
+    document: [N] int64, the document of each token.
+    position: [N] int64, the place of each token in its document, `past` included.
+    """
+
+    lengths: Tensor
+    past: Tensor
+    document: Tensor
+    position: Tensor
+    _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_lengths(
+        cls,
+        lengths: Sequence[int] | Tensor,
+        past: Sequence[int] | Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> Documents:
+        """Documents of the given lengths, one after another; `past` tokens of each were seen before."""
+        lengths = torch.as_tensor(lengths, dtype=torch.int64, device=device)
+        past = torch.zeros_like(lengths) if past is None else torch.as_tensor(past, device=lengths.device)
+        document = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        starts = torch.cumsum(lengths, 0) - lengths
+        index = torch.arange(len(document), device=lengths.device)
+        return cls(lengths, past, document, index + (past - starts)[document])
+
+    @classmethod
+    def from_ids(cls, ids: Tensor) -> Documents:
+        """Documents from ids [N]: a new document begins wherever the id changes."""
+        _, lengths = torch.unique_consecutive(ids, return_counts=True)
+        return cls.from_lengths(lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.document)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def total(self) -> Tensor:
+        """[D] int64: tokens of each document up to the end of this stream."""
+        return self.past + self.lengths
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """[D + 1] int64: document d is tokens `cu_seqlens[d]` to `cu_seqlens[d + 1] - 1` of the stream."""
+        return torch.nn.functional.pad(torch.cumsum(self.lengths, 0), (1, 0))
+
+    @property
+    def one_each(self) -> bool:
+        """Whether every document brings exactly one token: a step of decoding."""
+        return self.memo("one_each", lambda: bool((self.lengths == 1).all()))
+
+    def memo(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What `build` gave the first time for this key: layers of one kind share masks, tables and layouts."""
+        if key not in self._memo:
+            self._memo[key] = build()
+        value: T = self._memo[key]
+        return value
+
+    def tokens(self, window: int | None = None) -> KeyList:
+        """The key list of all tokens of this stream, preceded by the cached ones: all, or the last `window`."""
+        kept = self.past if window is None else self.past.clamp(max=window)
+        return KeyList(self.past - kept, self.past, self.total)
+
+    def intervals(self, visible: Visible, keys: KeyList) -> Intervals:
+        """Flat intervals [start, end) of each query over the key list, clipped to its document's keys."""
+        offset = keys.offset[self.document]
+        first = torch.maximum(visible.first, keys.first[self.document])
+        return Intervals(start=first + offset, end=visible.end + offset, kv_heads=visible.kv_heads)
+
+    def dilated(self, dilation: int) -> tuple[Tensor, Documents]:
+        """The stream regrouped so that tokens `dilation` apart become neighbours.
+
+        Returns the order [N] int64 that sorts tokens by (document, position mod dilation, position), and the
+        documents of the sorted stream: one for each document and residue.
+        """
+        residue = self.document * dilation + self.position % dilation
+        order = torch.argsort(residue, stable=True)
+        count = self.num_documents * dilation
+        lengths = torch.bincount(residue, minlength=count)
+        residues = torch.arange(dilation, device=residue.device)
+        past = (self.past[:, None] - residues + dilation - 1).div(dilation, rounding_mode="floor").clamp(min=0)
+        return order, Documents.from_lengths(lengths, past.flatten())

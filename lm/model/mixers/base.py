@@ -1,0 +1,96 @@
+"""What every token mixer is: options it declares, keys it sees, a forward, and a cache for decoding."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lm.model.cache import MixerCache
+from lm.model.documents import Documents, Visible
+from lm.options import Options
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The widths a mixer shares with the rest of its model; the names are Hugging Face's."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+
+
+class MixerOptions(Options):
+    """Options of one named mixer in a run file; each subclass fixes its `kind`."""
+
+    kind: str
+
+    def check(self, dimensions: Dimensions) -> None:
+        """Raises ValueError, naming the key to change, where these options cannot work in such a model."""
+
+    @property
+    def extent(self) -> str:
+        """How far one layer looks, for the plan: a window, a chunk, a group."""
+        return "all"
+
+
+OptionsT = TypeVar("OptionsT", bound=MixerOptions)
+
+
+class Mixer(nn.Module, ABC, Generic[OptionsT]):
+    """Mixes tokens of a flat stream within their documents.
+
+    A subclass states its intervals (`visible`), its forward, and what its cache keeps. FLOPs, reach and the
+    bytes of the cache follow from these, so the plan cannot disagree with the model.
+    """
+
+    options_class: ClassVar[type[MixerOptions]]
+
+    def __init__(self, options: OptionsT, dimensions: Dimensions) -> None:
+        super().__init__()
+        self.options = options
+        self.dimensions = dimensions
+
+    @abstractmethod
+    def forward(self, x: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
+        """Mixes x [N, hidden_size] and returns the same shape. A cache is read, then extended in place."""
+
+    @abstractmethod
+    def visible(self, documents: Documents) -> Visible:
+        """The keys each query sees, in the mode (training or not) the module is in."""
+
+    @abstractmethod
+    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
+        """An empty cache for `rows` documents."""
+
+    @abstractmethod
+    def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
+        """Bytes of one row's entries and states after `length` tokens, allocated slack left out."""
+
+    @abstractmethod
+    def earliest(self, documents: Documents, below: Tensor) -> Tensor:
+        """The earliest token of the stream [N] that can influence each output.
+
+        below: [N] int64, the same for this layer's inputs; both never decrease within a document.
+        """
+
+    def scored_pairs(self, documents: Documents) -> int:
+        """Query-key pairs scored over all heads: each costs 4 x head_dim FLOPs (scores and values)."""
+        visible = self.visible(documents)
+        queries_per_key = self.dimensions.num_attention_heads // sum(visible.kv_heads)
+        per_group = (visible.end - visible.first.clamp(min=0)).clamp(min=0).sum(dim=1)
+        return sum(int(p) * heads * queries_per_key for p, heads in zip(per_group, visible.kv_heads, strict=True))
+
+    def init_weights(self, std: float) -> None:
+        """Draws every weight from N(0, std) and sets biases to 0; a mixer with other needs extends this."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

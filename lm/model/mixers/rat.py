@@ -1,0 +1,233 @@
+"""RAT (arXiv 2507.04416): a gated recurrence inside chunks, softmax attention over the chunks' final states.
+
+Inside a chunk of L tokens keys and values are averaged by a gate per channel,
+
+    k~_t = g_t * k~_{t-1} + (1 - g_t) * k_t,        v~_t = g_t * v~_{t-1} + (1 - g_t) * v_t,
+
+starting from zero in every chunk. A query sees the final states of all finished chunks of its document and the
+running state of its own chunk, which counts once. Rotary angles follow the chunk index, so the score of the own
+chunk needs no rotation. There are few distinct queries and keys (`qk_groups`); head h uses group h mod qk_groups.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kernels.gated_scan import Chunks, gated_scan
+from kernels.interval_attention import attend_slots, interval_attention
+from lm.model.cache import KeyValues, MixerCache
+from lm.model.documents import Documents, KeyList, Visible
+from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
+from lm.model.rope import rope_table, rotate
+
+
+class RatOptions(MixerOptions):
+    """Chunked recurrence with attention over chunks."""
+
+    kind: Literal["rat"] = "rat"
+    chunk_size: int = Field(16, ge=1, description="Tokens per chunk L; 1 is gated attention, a huge one is an RNN.")
+    qk_groups: int = Field(2, ge=1, description="Distinct query and key projections, shared by all heads in turn.")
+    positions: Literal["chunk", "token", "none"] = Field(
+        "chunk", description="Rotary angle by chunk index (the paper's), by token index, or no rotation (NoPE)."
+    )
+    rope_theta: float | None = Field(None, gt=0, description="Base of the rotary angles; none takes the model's.")
+
+    def check(self, dimensions: Dimensions) -> None:
+        if dimensions.num_attention_heads % self.qk_groups:
+            raise ValueError(
+                f"qk_groups {self.qk_groups} must divide num_attention_heads {dimensions.num_attention_heads}"
+            )
+
+    @property
+    def extent(self) -> str:
+        return f"chunk {self.chunk_size}"
+
+
+class Rat(Mixer[RatOptions]):
+    """RAT mixer with 4 D^2 + 2 qk_groups head_dim D + D parameters where D = heads x head_dim = hidden_size."""
+
+    options_class = RatOptions
+
+    def __init__(self, options: RatOptions, dimensions: Dimensions) -> None:
+        super().__init__(options, dimensions)
+        self.heads, self.head_dim = dimensions.num_attention_heads, dimensions.head_dim
+        hidden, width = dimensions.hidden_size, self.heads * self.head_dim
+        self.q_proj = nn.Linear(hidden, options.qk_groups * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden, options.qk_groups * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden, width, bias=False)
+        self.forget_proj = nn.Linear(hidden, width, bias=True)
+        self.output_gate_proj = nn.Linear(hidden, width, bias=False)
+        self.o_proj = nn.Linear(width, hidden, bias=False)
+
+    def init_weights(self, std: float) -> None:
+        """Gates start with a half-life spread over the chunk: sigmoid(bias) = u / (1 + u), u in [1, L - 1]."""
+        super().init_weights(std)
+        with torch.no_grad():
+            nn.init.uniform_(self.forget_proj.bias, 1.0, max(1.0, self.options.chunk_size - 1.0))
+            self.forget_proj.bias.log_()
+
+    def forward(self, x: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
+        q, k = (proj(x).unflatten(1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj))
+        # Heads as [heads / qk_groups, qk_groups]: head h of the flat order then uses group h mod qk_groups.
+        groups = (self.heads // self.options.qk_groups, self.options.qk_groups, self.head_dim)
+        v = self.v_proj(x).unflatten(1, groups)
+        gate = torch.sigmoid(self.forget_proj(x).to(_at_least_float32(x.dtype))).unflatten(1, groups)
+        k = k[:, None].expand_as(v)
+        mixed = self._attend(q, k, v, gate, documents, cache)
+        out: Tensor = self.o_proj(torch.sigmoid(self.output_gate_proj(x)) * mixed.to(x.dtype).flatten(1))
+        return out
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache | None
+    ) -> Tensor:
+        if cache is None:
+            k_run, v_run = (s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
+            keys, values = self._finals(k_run, v_run, documents, v.dtype)
+            key_list = self._final_list(documents)
+        elif documents.one_each:
+            return self._step(q, k, v, gate, documents, cache)
+        else:
+            k_run, v_run = self._continued_scan(k, v, gate, documents, cache)
+            new_keys, new_values = self._finals(k_run, v_run, documents, v.dtype)
+            key_list = self._final_list(documents)
+            old_keys, old_values = cache.buffers[0].read(key_list.first, key_list.new)
+            keys, values = key_list.join(old_keys, new_keys), key_list.join(old_values, new_values)
+            self._store(new_keys, new_values, k_run, v_run, documents, cache)
+        own_score = self._repeat(q * self.head_dim**-0.5).to(k_run.dtype).mul(k_run).sum(-1)
+        intervals = documents.memo(
+            (self.options, self.dimensions), lambda: documents.intervals(self.visible(documents), key_list)
+        )
+        return interval_attention(
+            self._repeat(self._rotate(q, documents)),
+            keys,
+            values,
+            intervals,
+            extra_score=own_score,
+            extra_value=v_run.to(v.dtype),
+        )[0]
+
+    def visible(self, documents: Documents) -> Visible:
+        position = documents.position
+        finished = position.div(self.options.chunk_size, rounding_mode="floor")
+        return Visible(torch.zeros_like(position)[None], finished, (self.heads,))
+
+    def scored_pairs(self, documents: Documents) -> int:
+        return super().scored_pairs(documents) + self.heads * documents.num_tokens
+
+    def earliest(self, documents: Documents, below: Tensor) -> Tensor:
+        return below[documents.cu_seqlens[:-1][documents.document]]
+
+    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
+        running = torch.zeros(rows, self.heads, self.head_dim, dtype=_at_least_float32(dtype), device=device)
+        finals = KeyValues(rows, self.heads, self.head_dim, None, dtype, device)
+        return MixerCache([finals], {"running_key": running, "running_value": running.clone()})
+
+    def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
+        finals = math.ceil(length / self.options.chunk_size)
+        per_entry = 2 * self.heads * self.head_dim
+        return per_entry * (finals * dtype.itemsize + _at_least_float32(dtype).itemsize)
+
+    def _chunks(self, documents: Documents) -> Chunks:
+        size = self.options.chunk_size
+
+        def build() -> Chunks:
+            starts = torch.nonzero(documents.position % size == 0).flatten()
+            return Chunks(torch.cat((starts, starts.new_tensor([documents.num_tokens]))))
+
+        return documents.memo(("chunks", size), build)
+
+    def _final_tokens(self, documents: Documents) -> Tensor:
+        """[M] int64: the tokens that finish a chunk."""
+        size = self.options.chunk_size
+        return documents.memo(("finals", size), lambda: torch.nonzero(documents.position % size == size - 1).flatten())
+
+    def _final_list(self, documents: Documents) -> KeyList:
+        past, total = (
+            tokens.div(self.options.chunk_size, rounding_mode="floor") for tokens in (documents.past, documents.total)
+        )
+        return KeyList(torch.zeros_like(past), past, total)
+
+    def _finals(self, k_run: Tensor, v_run: Tensor, documents: Documents, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values [M, heads, head_dim] of the chunks that end in this stream."""
+        final = self._final_tokens(documents)
+        rotated = self._rotate(k_run.index_select(0, final), documents, final)
+        return rotated.to(dtype), v_run.index_select(0, final).to(dtype)
+
+    def _rotate(self, x: Tensor, documents: Documents, tokens: Tensor | None = None) -> Tensor:
+        """Rotates x [n, heads, head_dim], which belongs to the given tokens of the stream, or to all."""
+        if self.options.positions == "none":
+            return x
+        unit = self.options.chunk_size if self.options.positions == "chunk" else 1
+        theta = self.options.rope_theta or self.dimensions.rope_theta
+        dtype = _at_least_float32(x.dtype)
+        cos, sin = documents.memo(
+            ("rope", self.head_dim, theta, dtype, unit),
+            lambda: rope_table(documents.position.div(unit, rounding_mode="floor"), self.head_dim, theta, dtype),
+        )
+        return rotate(x, (cos, sin) if tokens is None else (cos[tokens], sin[tokens]))
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """Queries of the groups [N, qk_groups, head_dim] for every head, group h mod qk_groups for head h."""
+        return x.repeat(1, self.heads // self.options.qk_groups, 1)
+
+    def _continued_scan(
+        self, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache
+    ) -> tuple[Tensor, Tensor]:
+        """The scan where documents go on inside a chunk: the running state enters as a token with gate 0."""
+        size = self.options.chunk_size
+        opens = (documents.past % size != 0) & (documents.lengths > 0)
+        carried = torch.nonzero(opens).flatten()
+        starts = documents.position % size == 0
+        place = torch.arange(documents.num_tokens, device=k.device) + torch.cumsum(opens, 0)[documents.document]
+        entry = documents.cu_seqlens[:-1][carried] + torch.arange(len(carried), device=k.device)
+        offsets = torch.cat((place[starts], entry)).sort().values
+        chunks = Chunks(torch.cat((offsets, offsets.new_tensor([len(place) + len(carried)]))))
+
+        def spread(tokens: Tensor, states: Tensor) -> Tensor:
+            wide = torch.empty(len(place) + len(carried), *tokens.shape[1:], dtype=gate.dtype, device=k.device)
+            wide[place], wide[entry] = tokens.to(gate.dtype), states
+            return wide
+
+        shape = k.shape[1:]
+        inputs = tuple(
+            spread(tokens, cache.states[name][carried].unflatten(1, shape[:2]))
+            for tokens, name in ((k, "running_key"), (v, "running_value"))
+        )
+        scanned = gated_scan(spread(gate, gate.new_zeros(len(carried), *shape)), inputs, chunks)
+        k_run, v_run = (s.index_select(0, place).flatten(1, 2) for s in scanned)
+        return k_run, v_run
+
+    def _store(
+        self, keys: Tensor, values: Tensor, k_run: Tensor, v_run: Tensor, documents: Documents, cache: MixerCache
+    ) -> None:
+        final = self._final_tokens(documents)
+        row = documents.document[final]
+        entry = documents.position[final].div(self.options.chunk_size, rounding_mode="floor")
+        cache.buffers[0].write(keys, values, row, entry, self._final_list(documents).last)
+        present = torch.nonzero(documents.lengths > 0).flatten()
+        last = documents.cu_seqlens[1:][present] - 1
+        cache.states["running_key"][present] = k_run[last]
+        cache.states["running_value"][present] = v_run[last]
+
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache) -> Tensor:
+        """One token per row: the running state takes the slot of its chunk, so it is attended like a final."""
+        position = documents.position
+        gate = gate.flatten(1, 2)
+        carry = gate * (position % self.options.chunk_size != 0)[:, None, None]
+        for name, x in (("running_key", k), ("running_value", v)):
+            cache.states[name] = carry * cache.states[name] + (1 - gate) * x.flatten(1, 2)
+        finals = cache.buffers[0]
+        entry = position.div(self.options.chunk_size, rounding_mode="floor")
+        key = self._rotate(cache.states["running_key"], documents).to(v.dtype)
+        finals.write(key, cache.states["running_value"].to(v.dtype), documents.document, entry, entry + 1)
+        used = entry + 1
+        return attend_slots(self._repeat(self._rotate(q, documents)), *finals.slots(int(used.max())), used)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

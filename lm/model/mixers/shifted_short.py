@@ -1,0 +1,69 @@
+"""Shifted-short attention (LongLoRA's S2-Attn, arXiv 2309.12307), causal by construction.
+
+A document is cut into groups of G tokens; queries see only their own group's earlier tokens. The second half of
+the heads cuts the document half a group earlier, so that information passes between groups. Nothing wraps round:
+the published roll lets the first tokens of a row see its last ones.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from lm.model.documents import Documents, Visible
+from lm.model.mixers.attention import SoftmaxMixer, SoftmaxOptions
+from lm.model.mixers.base import Dimensions
+
+
+class ShiftedShortOptions(SoftmaxOptions):
+    """Attention inside groups while training; full attention in evaluation and decoding."""
+
+    kind: Literal["shifted_short"] = "shifted_short"
+    group_size: int = Field(ge=2, description="Tokens per group G; even, as half the heads shift by G/2.")
+
+    @field_validator("group_size")
+    @classmethod
+    def _even(cls, group_size: int) -> int:
+        if group_size % 2:
+            raise ValueError("must be even: half the heads shift by half a group")
+        return group_size
+
+    def check(self, dimensions: Dimensions) -> None:
+        if dimensions.num_attention_heads < 2:
+            raise ValueError("shifted_short needs num_attention_heads of at least 2: one half of the heads shifts")
+
+    @property
+    def extent(self) -> str:
+        return f"group {self.group_size}"
+
+
+class ShiftedShort(SoftmaxMixer[ShiftedShortOptions]):
+    """Attention within shifted and unshifted groups in training mode, causal attention in evaluation mode."""
+
+    options_class = ShiftedShortOptions
+
+    def visible(self, documents: Documents) -> Visible:
+        position, kv_heads = documents.position, self.dimensions.num_key_value_heads
+        if not self.training:
+            return Visible(torch.zeros_like(position)[None], position + 1, (kv_heads,))
+        group = self.options.group_size
+        # A document that fits into one group is not cut: the shifted heads would split it for nothing.
+        shift = torch.where(documents.total > group, group // 2, 0)[documents.document]
+        first = torch.stack(
+            [(position + s).div(group, rounding_mode="floor") * group - s for s in (torch.zeros_like(shift), shift)]
+        )
+        heads = self._split_heads()
+        return Visible(first, position + 1, (heads // 2, heads - heads // 2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+        if self.training and (repeat := self._split_heads() // self.dimensions.num_key_value_heads) > 1:
+            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+        return super().attend(q, k, v, documents)
+
+    def _split_heads(self) -> int:
+        """Key/value heads that the two halves divide; an odd number is first repeated for every query head."""
+        kv_heads = self.dimensions.num_key_value_heads
+        return kv_heads if kv_heads % 2 == 0 else self.dimensions.num_attention_heads
