@@ -1,0 +1,120 @@
+"""The ranks of a run: how they find each other, and the few things that they say to each other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from lm.errors import UserError
+
+T = TypeVar("T")
+
+WAIT_FOR_RANK_ZERO = timedelta(days=1)
+"""Preparing a large corpus happens on rank 0 alone and must not run into the timeout of ordinary collectives."""
+
+
+def launched_rank() -> int:
+    """This process's rank as a launcher announced it; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_size() -> int:
+    """How many ranks the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True)
+class World:
+    """All ranks of the run, seen from this one. Every method is collective."""
+
+    rank: int
+    size: int
+    device: torch.device
+    _patient: dist.ProcessGroup | None
+
+    def sum(self, *values: torch.Tensor | float) -> list[float]:
+        """The sum over ranks of each value, in float64."""
+        total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+        dist.all_reduce(total)
+        return list(total.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """What each rank gave, in the order of ranks."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        dist.barrier()
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, for every rank, however long it takes.
+
+        Raises UserError on every rank where `work` raised it on rank 0.
+        """
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome = [work(), None]
+            except UserError as error:
+                outcome = [None, str(error)]
+        dist.broadcast_object_list(outcome, src=0, group=self._patient)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        result: T = outcome[0]
+        return result
+
+
+def start() -> World:
+    """Joins the ranks of the launcher (torchrun or deepspeed), or makes a world of one without a launcher.
+
+    Sets what DeepSpeed reads when it is first imported, so nothing may import it before.
+    """
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    rank, size = launched_rank(), launched_size()
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    _quiet()
+    if not dist.is_initialized():
+        if on_gpu:
+            torch.cuda.set_device(device)
+        # A world of one needs no port, so two runs on one machine cannot collide.
+        store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
+    _start_deepspeed()
+    patient = dist.new_group(backend="gloo", timeout=WAIT_FOR_RANK_ZERO)
+    return World(rank, size, device, patient)
+
+
+def stop() -> None:
+    """Leaves the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _quiet() -> None:
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    for module in ("torch", "deepspeed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+        warnings.filterwarnings("ignore", category=UserWarning, module=module)
+
+
+def _start_deepspeed() -> None:
+    import deepspeed
+    import deepspeed.ops
+
+    # Otherwise a CPU start compiles this operation, which training never calls, for minutes and without a word.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.init_distributed(verbose=False)

@@ -1,0 +1,114 @@
+"""Checkpoint folders: complete or not there at all, and checked before they are trusted.
+
+A checkpoint is written into `step-000120.tmp`. When every file is on the disk, `manifest.json` lists them with sizes
+and checksums, and one rename makes the folder `step-000120`. The newest folder whose manifest holds is the current
+checkpoint, so there is no pointer that could disagree with the files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from lm.train.tensor_file import FileEntry, read_entry, sync_folder, write_text
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)")
+_WRITING = ".tmp"
+_DAMAGED = ".damaged"
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step-{step:06d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint folder."""
+    match = _NAME.fullmatch(folder.name)
+    assert match, folder
+    return int(match[1])
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The finished checkpoint folders, newest first, good and damaged alike."""
+    found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def begin(root: Path, step: int) -> Path:
+    """An empty folder to write the checkpoint of `step` into. Raises OSError."""
+    folder = folder_of(root, step).with_suffix(_WRITING)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit(folder: Path, files: Mapping[str, FileEntry]) -> Path:
+    """Makes a written folder a checkpoint and returns its new path. Raises OSError."""
+    manifest = {"format": FORMAT, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    sync_folder(folder)
+    final = folder.with_suffix("")
+    if final.exists():  # repeated after a fall-back to an older one
+        shutil.rmtree(final)
+    folder.rename(final)
+    sync_folder(final.parent)
+    return final
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder that could not be finished."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def files_of(folder: Path) -> dict[str, FileEntry]:
+    """What the manifest lists. Raises ValueError, with the reason, where there is none to read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']} was written by another version")
+        return {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        raise ValueError(f"{MANIFEST} is missing") from None
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise ValueError(f"{MANIFEST} cannot be read") from None
+
+
+def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
+    """What is wrong with a checkpoint, or None. Of the files every `shares`-th is checked, starting at `share`."""
+    try:
+        files = files_of(folder)
+    except ValueError as error:
+        return str(error)
+    for name, entry in list(files.items())[share::shares]:
+        try:
+            found = read_entry(folder / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if found.size != entry.size:
+            return f"{name} has {found.size} bytes instead of {entry.size}"
+        if found != entry:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Takes a damaged checkpoint out of the way, until the next one is written, and returns where it is."""
+    aside = folder.with_suffix(_DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
+
+
+def keep_newest(root: Path, count: int) -> None:
+    """Removes all checkpoints but the newest `count`, and what interrupted or damaged ones left behind."""
+    leftovers = [path for path in root.glob("step-*") if path.suffix in (_WRITING, _DAMAGED)]
+    for folder in [*checkpoints(root)[count:], *leftovers]:
+        shutil.rmtree(folder, ignore_errors=True)

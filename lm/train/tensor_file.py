@@ -1,0 +1,77 @@
+"""Safetensors files, written as a stream that is hashed and forced to the disk on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a manifest says of a file: its size in bytes and its SHA-256."""
+
+    size: int
+    sha256: str
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileEntry:
+    """Writes a safetensors file of contiguous CPU tensors and returns what was written. Raises OSError."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for data in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
+            file.write(data)
+            digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(8 + len(text) + end, digest.hexdigest())
+
+
+def write_text(path: Path, text: str) -> FileEntry:
+    """Writes a text file to the disk. Raises OSError."""
+    data = text.encode()
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file as it is now. Raises OSError."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileEntry(size, digest.hexdigest())
+
+
+def sync_folder(path: Path) -> None:
+    """Forces a folder's list of names to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
