@@ -148,29 +148,29 @@ class Progress:
         or inside training, is a second bar while it lasts and leaves no line.
         """
         outermost = self._depth == 0
+        start = time.monotonic()
+        if outermost and not self._console.is_terminal:
+            self.say(f"{description} ...")
         with self._shown():
             phase = Phase(self._live, description, total)
-            if outermost and not self._console.is_terminal:
-                self.say(f"{description} ...")
-            start = time.monotonic()
             try:
                 yield phase
             finally:
                 self._live.remove_task(phase._task)
-            if outermost:
-                self._finished(description, phase.note, time.monotonic() - start)
+        if outermost:
+            self._finished(description, phase.note, time.monotonic() - start)
 
     @contextmanager
     def training(self, steps: int, step: int = 0) -> Iterator[TrainingBar]:
         """The training bar of a run of `steps`, of which `step` are already done."""
+        start = time.monotonic()
         with self._shown():
             bar = TrainingBar(self._live, self.say, steps, step, self._every)
-            start = time.monotonic()
             try:
                 yield bar
             finally:
                 self._live.remove_task(bar._task)
-            self._finished(f"training, {bar.step} of {steps} steps", bar.figures, time.monotonic() - start)
+        self._finished(f"training, {bar.step} of {steps} steps", bar.figures, time.monotonic() - start)
 
     def _finished(self, description: str, note: str, seconds: float) -> None:
         line = Text.assemble((f"{self._done} ", "green"), description, (f"  {note}" if note else "", "dim"))

@@ -1,0 +1,83 @@
+"""The peak a device could reach, and the share of it that a run does reach (model FLOPs utilisation)."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+
+MEASURING_SECONDS = 0.25
+
+# Dense bf16 tensor-core FLOP/s (fp32 accumulation) of the vendors' data sheets; sheets that print the sparse figure
+# are halved. The first pattern that the device's name contains counts.
+BF16_PEAKS: tuple[tuple[str, float], ...] = (
+    (r"\bB200\b", 2250e12),
+    (r"\bH200 NVL\b", 835e12),
+    (r"\b(H200|GH200)\b", 989e12),
+    (r"\bH100 PCIe\b", 756e12),
+    (r"\bH100 NVL\b", 835e12),
+    (r"\bH100\b", 989e12),
+    (r"\b(A100|A800)\b", 312e12),
+    (r"\bA30\b", 165e12),
+    (r"\bL40S\b", 362e12),
+    (r"\bL40\b", 181e12),
+    (r"\bL4\b", 121e12),
+    (r"\bRTX 4090\b", 165e12),
+    (r"\bRTX 3090\b", 71e12),
+    (r"\bMI300X\b", 1307e12),
+)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """FLOP/s of one device, and in words where the figure comes from."""
+
+    flops: float
+    source: str
+
+
+def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
+    """The peak of `device` for matrix products in `dtype`.
+
+    Data-sheet figures for bf16 on GPUs of the table; everything else is measured once by a matrix product (under half
+    a second). Ranks that share a machine call it at the same time, so that each measures its own share of the CPU.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    listed = data_sheet_peak(name) if dtype == torch.bfloat16 else None
+    if listed is not None:
+        return Peak(listed, f"{name}, data sheet, dense bf16")
+    return Peak(_measure(device, dtype), f"{name}, measured by a {str(dtype).removeprefix('torch.')} matrix product")
+
+
+def data_sheet_peak(name: str) -> float | None:
+    """Dense bf16 FLOP/s of the GPU that PyTorch calls `name`; None if the table has none (MIG slices included)."""
+    if "MIG" in name:
+        return None
+    return next((flops for pattern, flops in BF16_PEAKS if re.search(pattern, name)), None)
+
+
+def _measure(device: torch.device, dtype: torch.dtype) -> float:
+    size = 4096 if device.type == "cuda" else 1024
+    a, b = torch.full((2, size, size), 1.0, device=device, dtype=dtype)
+    out = torch.empty_like(a)
+    best = float("inf")
+    begin = time.perf_counter()
+    # The fastest of several: the first ones pay for warming up, and other processes only ever slow one down.
+    while time.perf_counter() - begin < MEASURING_SECONDS:
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def model_flops_utilisation(flops_per_token: float, tokens_per_second: float, peak_flops: float) -> float:
+    """Share of the peak that went into the model's own arithmetic.
+
+    flops_per_token: of one training token, forward and backward, recomputation left out (`lm.plan`).
+    tokens_per_second: over all ranks. peak_flops: FLOP/s of all ranks together.
+    """
+    return flops_per_token * tokens_per_second / peak_flops
