@@ -1,0 +1,167 @@
+"""Checkpoints: the whole training state, written and read by all ranks, in a form that no rank count or stage owns.
+
+A folder (see `lm.train.manifest`) holds, for each rank that wrote it, `state-*.safetensors` with its pieces of the
+fp32 weights and AdamW moments as flat tensors `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` (the metadata say where
+in the parameter each begins) and `random-*.safetensors` with its random generators; and one `counters.json`. The data
+order is a pure function of the step, so the step is the data's position too. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lm.errors import UserError
+from lm.train import manifest, random_state
+from lm.train.distributed import World
+from lm.train.shards import Fragment
+from lm.train.tensor_file import FileEntry, write_tensors, write_text
+
+COUNTERS = "counters.json"
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Where a run stands.
+
+    step: optimizer steps done, skipped ones included. adam_step: updates made. tokens: training tokens seen.
+    world: ranks that wrote the checkpoint. data: fingerprint of the prepared data.
+    """
+
+    step: int = 0
+    adam_step: int = 0
+    skipped: int = 0
+    tokens: int = 0
+    world: int = 0
+    data: str = ""
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; the ones before it are untouched."""
+
+
+def save(root: Path, counters: Counters, fragments: Iterable[Fragment], world: World) -> Path:
+    """Writes a checkpoint and returns its folder. Collective; raises SaveError on all ranks if any rank failed."""
+    folder = manifest.folder_of(root, counters.step).with_suffix(".tmp")
+    failed = _attempt(world, lambda: manifest.begin(root, counters.step) if world.rank == 0 else None)[1]
+    files: dict[str, FileEntry] = {}
+    if not failed:
+        written, failed = _attempt(world, lambda: _write_share(folder, counters, fragments, world.rank))
+        files = {name: entry for share in written if share for name, entry in share.items()}
+    if not failed:
+        failed = _attempt(world, lambda: manifest.commit(folder, files) if world.rank == 0 else None)[1]
+    if failed:
+        if world.rank == 0:
+            manifest.discard(folder)
+        raise SaveError(f"checkpoint of step {counters.step} was not written: {failed}")
+    return folder.with_suffix("")
+
+
+def _attempt(world: World, work: Callable[[], Any]) -> tuple[list[Any], str | None]:
+    """What `work` returned on each rank, and the first failure of the disk on any of them."""
+    result: Any = None
+    failure: str | None = None
+    try:
+        result = work()
+    except OSError as error:
+        failure = f"{error.strerror or error} ({error.filename or 'rank ' + str(world.rank)})"
+    outcomes = world.gather((result, failure))
+    return [r for r, _ in outcomes], next((f for _, f in outcomes if f), None)
+
+
+def _write_share(folder: Path, counters: Counters, fragments: Iterable[Fragment], rank: int) -> dict[str, FileEntry]:
+    tensors: dict[str, Tensor] = {}
+    offsets: dict[str, int] = {}
+    for fragment in fragments:
+        offsets[fragment.name] = fragment.offset + (fragment.own.start or 0)
+        for kind, part in fragment.parts.items():
+            tensors[f"{kind}/{fragment.name}"] = part[fragment.own].cpu()
+    state, random = f"state-{rank:05d}.safetensors", f"random-{rank:05d}.safetensors"
+    files = {
+        state: write_tensors(folder / state, tensors, {"offsets": json.dumps(offsets)}),
+        random: write_tensors(folder / random, *random_state.capture()),
+    }
+    if rank == 0:
+        files[COUNTERS] = write_text(folder / COUNTERS, json.dumps(asdict(counters)))
+    return files
+
+
+def newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are all as they were written. Collective.
+
+    A damaged one is named through `say`, set aside, and the one before it is tried.
+    """
+    for folder in world.on_rank_zero(lambda: manifest.checkpoints(root)):
+        faults = world.gather(manifest.damage(folder, world.rank, world.size))
+        fault = next((fault for fault in faults if fault), None)
+        if fault is None:
+            return folder
+        aside = world.on_rank_zero(lambda folder=folder: manifest.set_aside(folder))  # type: ignore[misc]
+        say(f"checkpoint {folder} is damaged: {fault}. It was moved to {aside.name}; going on with the one before it.")
+    return None
+
+
+def read_counters(folder: Path) -> Counters:
+    """Where the run stood when the checkpoint was written."""
+    return Counters(**json.loads((folder / COUNTERS).read_text()))
+
+
+def load(folder: Path, fragments: Iterable[Fragment]) -> None:
+    """Fills this rank's fragments from whichever files hold them. Raises UserError for a parameter that is not there.
+
+    What the forward pass uses must be made to follow afterwards (`shards.publish`).
+    """
+    with torch.no_grad(), StateFiles(folder) as files:
+        for fragment in fragments:
+            for kind, part in fragment.parts.items():
+                files.read(kind, fragment.name, fragment.offset, part)
+
+
+def load_random_state(folder: Path, rank: int) -> None:
+    """Puts this process's random generators where the rank's were."""
+    with safe_open(folder / f"random-{rank:05d}.safetensors", framework="pt") as file:
+        random_state.restore(({name: file.get_tensor(name) for name in file.keys()}, file.metadata()))  # noqa: SIM118
+
+
+class StateFiles:
+    """The pieces of a checkpoint's state, read by parameter and position. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self._pieces: dict[str, list[tuple[int, int, Any]]] = {}
+
+    def __enter__(self) -> StateFiles:
+        for path in sorted(self._folder.glob("state-*.safetensors")):
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            for name, offset in json.loads(file.metadata()["offsets"]).items():
+                (numel,) = file.get_slice(f"weight/{name}").get_shape()
+                self._pieces.setdefault(name, []).append((offset, numel, file))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def numel(self, name: str) -> int:
+        """Elements of a parameter that the files hold."""
+        return sum(numel for _, numel, _ in self._pieces.get(name, []))
+
+    def read(self, kind: str, name: str, offset: int, into: Tensor) -> None:
+        """Copies the elements from `offset` on of a flattened parameter into a 1-D tensor."""
+        end = offset + into.numel()
+        missing = into.numel()
+        for start, numel, file in self._pieces.get(name, []):
+            low, high = max(offset, start), min(end, start + numel)
+            if low < high:
+                into[low - offset : high - offset].copy_(file.get_slice(f"{kind}/{name}")[low - start : high - start])
+                missing -= high - low
+        if missing:
+            raise UserError(f"{self._folder}: the checkpoint does not hold all of the parameter '{name}'")

@@ -1,0 +1,157 @@
+"""One optimizer step over all ranks, through DeepSpeed: ZeRO 0 to 3, fp32 and bf16.
+
+What DeepSpeed does differently from stage to stage is made the same here: gradients are normalised by the real target
+tokens of the whole step, the gradient norm is known, and a step that is not finite is skipped on all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lm.errors import UserError
+from lm.model.documents import Documents
+from lm.train.distributed import World
+from lm.train.optimizer import build_optimizer
+from lm.train.options import DeepSpeedOptions, OptimizerOptions, TrainOptions
+from lm.train.shards import Fragment, adam_step, fragments, initialise_moments, publish, set_adam_step
+
+
+class MicroBatch(Protocol):
+    """What one forward reads: see `lm.data.batches.Batch`."""
+
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def lengths(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, over all ranks.
+
+    loss: mean negative log-likelihood in nats per target. targets: how many there were. grad_norm: before clipping.
+    applied: False where loss or gradient was not finite, so that nothing was changed.
+    """
+
+    loss: float
+    targets: int
+    grad_norm: float
+    applied: bool
+
+
+class Engine:
+    """A model under DeepSpeed, with its optimizer."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainOptions,
+        optimizer: OptimizerOptions,
+        settings: DeepSpeedOptions,
+        world: World,
+        micro_batches: int = 1,
+    ) -> None:
+        """`micro_batches`: forwards of one step on one rank. Raises UserError for settings that DeepSpeed refuses."""
+        import deepspeed
+
+        self.world = world
+        self.model = model
+        self.clip = train.gradient_clipping
+        # DeepSpeed clips at this stage but forgets the norm, and would step on NaN.
+        self._unguarded = settings.zero_stage == 0 and train.precision == "fp32"
+        size = sum(p.numel() for p in model.parameters())
+        config = deepspeed_config(train, settings, micro_batches, size, self._unguarded)
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=model, optimizer=build_optimizer(model, optimizer), config=config, dist_init_required=False
+            )
+        except (ValueError, AssertionError, NotImplementedError) as error:
+            raise UserError(f"deepspeed: DeepSpeed refuses these settings: {error or type(error).__name__}") from error
+        initialise_moments(self._engine)
+
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+        """One optimizer step over the micro-batches of all ranks, equally many on each. Collective."""
+        engine, device = self._engine, self.world.device
+        for group in engine.basic_optimizer.param_groups:
+            group["lr"] = lr
+        engine.train()
+        targets = int(self.world.sum(float(sum(int((b.targets != -100).sum()) for b in micro_batches)))[0])
+        # DeepSpeed averages gradients over ranks, so the sum over targets needs the rank count back.
+        scale = self.world.size / max(1, targets)
+        nll = torch.zeros((), dtype=torch.float64, device=device)
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            engine.set_gradient_accumulation_boundary(last)
+            loss, token_nll = self.forward(batch)
+            nll += token_nll.sum(dtype=torch.float64)
+            engine.backward(loss * scale, scale_wrt_gas=False)
+            if not last:
+                engine.step()
+        grad_norm, applied = self._update()
+        return StepResult(self.world.sum(nll)[0] / max(1, targets), targets, grad_norm, applied)
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """The summed loss, and the negative log-likelihood of each target [N] (0 where there is none)."""
+        device = self.world.device
+        documents = Documents.from_lengths(batch.lengths, device=device)
+        tokens, targets = batch.tokens.flatten().to(device), batch.targets.flatten().to(device)
+        out = self._engine(tokens, documents, targets)
+        return out.loss, out.token_nll
+
+    def eval(self) -> None:
+        """Evaluation mode, until the next step."""
+        self._engine.eval()
+
+    def _update(self) -> tuple[float, bool]:
+        """Clips and applies the accumulated gradients; returns their norm and whether they were applied."""
+        engine = self._engine
+        if self._unguarded:
+            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
+            applied = math.isfinite(norm)
+            if not applied:
+                engine.zero_grad()  # without gradients the step below changes nothing
+            engine.step()
+            return norm, applied
+        engine.step()
+        return float(engine.get_global_grad_norm()), bool(engine.was_step_applied())
+
+    @property
+    def adam_step(self) -> int:
+        """How many updates the optimizer has made."""
+        return adam_step(self._engine)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's pieces of the training state, as views."""
+        return fragments(self._engine, self.model, self.world.rank, self.world.size)
+
+    def restored(self, adam_step: int) -> None:
+        """To be called after the fragments were written: the forward pass follows them. Collective."""
+        set_adam_step(self._engine, adam_step)
+        publish(self._engine, self.model)
+
+
+def deepspeed_config(
+    train: TrainOptions, settings: DeepSpeedOptions, micro_batches: int, parameters: int, unguarded: bool
+) -> dict[str, Any]:
+    """The configuration that DeepSpeed is given: ours, and what the user passes through."""
+    passed = settings.passed_through
+    # Buckets are allocated whole, and the default size holds half a billion numbers.
+    bucket = {"reduce_bucket_size": min(500_000_000, parameters), "stage": settings.zero_stage}
+    return {
+        **passed,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 0.0 if unguarded else train.gradient_clipping or 0.0,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "zero_optimization": {**bucket, **passed.get("zero_optimization", {})},
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": passed.get("wall_clock_breakdown", False),
+    }
