@@ -1,0 +1,123 @@
+"""Folders that are either whole or not there, for any number of processes at once.
+
+A folder is built under a temporary name, listed in a manifest with sizes and checksums, synced to disk, and then given
+its name by one rename. One process builds while the others wait for its lock, which the system releases when a
+process dies. A folder that no longer agrees with its manifest is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lm.errors import UserError
+
+_MANIFEST = "manifest.json"
+_log = logging.getLogger(__name__)
+
+
+def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> Path:
+    """`cache_dir/name`, filled by `build(folder)` unless it is there and undamaged.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    folder = cache_dir / name
+    if damage(folder) is None:
+        return folder
+    with _writable(cache_dir), _locked(cache_dir / f"{name}.lock"):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        # Nobody else holds the lock, so whatever still has a temporary name was left by a process that died.
+        for leftover in cache_dir.glob(f".{name}.*"):
+            shutil.rmtree(leftover)
+        temporary = cache_dir / f".{name}.new"
+        temporary.mkdir()
+        try:
+            build(temporary)
+            _write_manifest(temporary)
+        except BaseException:
+            shutil.rmtree(temporary)
+            raise
+        if folder.exists():
+            _log.warning("The cache '%s' is damaged (%s) and was built again.", folder, problem)
+            folder.rename(cache_dir / f".{name}.damaged")
+        temporary.rename(folder)
+        _sync(cache_dir)
+        shutil.rmtree(cache_dir / f".{name}.damaged", ignore_errors=True)
+    return folder
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a cached folder, in words; None when every file has the size and checksum it was given."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            size = (folder / name).stat().st_size
+            if size != expected["size"]:
+                return f"{name} has {size} bytes instead of {expected['size']}"
+            if _checksum(folder / name) != expected["sha256"]:
+                return f"{name} has another checksum"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{_MANIFEST} is not readable"
+    return None
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The checksum of each file of a cached folder, from its manifest."""
+    files = json.loads((folder / _MANIFEST).read_text())["files"]
+    return {name: file["sha256"] for name, file in files.items()}
+
+
+def _write_manifest(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _checksum(path)} for path in paths
+    }
+    (folder / _MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+    for path in [*paths, folder / _MANIFEST, *filter(Path.is_dir, folder.rglob("*")), folder]:
+        _sync(path)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writable(cache_dir: Path) -> Iterator[None]:
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST}:
+            raise
+        raise UserError(
+            f"data.cache_dir: '{cache_dir}' cannot be written: {error.strerror}. Name a folder that can."
+        ) from error

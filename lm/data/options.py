@@ -1,0 +1,108 @@
+"""What the run file may say about text: its sources, its tokenizer, its rows and its held-out part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lm.options import Options
+
+
+class SentencePieceOptions(Options):
+    """An existing SentencePiece model (`path`), or one trained on the sources (`vocab_size`)."""
+
+    kind: Literal["sentencepiece"] = Field(default="sentencepiece", description="SentencePiece subwords.")
+    path: Path | None = Field(
+        default=None, description="An existing .model file, used as it is; excludes the keys below."
+    )
+    vocab_size: int | None = Field(
+        default=None, ge=300, description="Pieces to train, the 256 byte pieces and unk, bos and eos included."
+    )
+    model_type: Literal["unigram", "bpe"] = Field(
+        default="unigram", description="What to train: unigram encodes three times faster, bpe trains ten times faster."
+    )
+    byte_fallback: bool = Field(
+        default=True,
+        description="Spell characters outside the vocabulary as bytes, so that any text round-trips exactly.",
+    )
+    split_digits: bool = Field(default=True, description="Make every digit its own piece.")
+    sample_bytes: int = Field(
+        default=2_000_000, ge=1_000, description="Bytes of training text to train on, drawn evenly from all sources."
+    )
+
+    @model_validator(mode="after")
+    def _either_path_or_training(self) -> SentencePieceOptions:
+        if self.path is None and self.vocab_size is None:
+            raise ValueError("set vocab_size to train a SentencePiece model, or path to use an existing one")
+        surplus = sorted(self.model_fields_set - {"kind", "path"})
+        if self.path is not None and surplus:
+            raise ValueError(f"path names a trained model, so remove {', '.join(surplus)} (or remove path to train)")
+        return self
+
+
+class BytesOptions(Options):
+    """UTF-8 bytes as tokens 0..255, with 256 as bos and 257 as eos."""
+
+    kind: Literal["bytes"] = Field(default="bytes", description="One token per UTF-8 byte.")
+
+
+class HuggingFaceOptions(Options):
+    """A folder with `tokenizer.json` and `tokenizer_config.json`, as `save_pretrained` writes it."""
+
+    kind: Literal["huggingface"] = Field(default="huggingface", description="A Hugging Face fast tokenizer.")
+    path: Path = Field(description="The folder that holds tokenizer.json.")
+
+
+TokenizerOptions = Annotated[SentencePieceOptions | BytesOptions | HuggingFaceOptions, Field(discriminator="kind")]
+
+
+class SourceOptions(Options):
+    """One source of documents. A txt, md or py file is one document; jsonl and parquet hold one per record."""
+
+    path: str = Field(
+        min_length=1,
+        description="A file, a folder (searched recursively), a glob, or python-stdlib: the .py files of this Python.",
+    )
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Share of the training rows, relative to the other sources' weights. A source that runs out "
+        "begins its next epoch.",
+    )
+    text_field: str = Field(
+        default="text", min_length=1, description="Field that holds the text in jsonl and parquet records."
+    )
+
+
+class ValidationOptions(Options):
+    """Whole documents that are held out of training, chosen by a hash of their content."""
+
+    fraction: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Chance of a document to be held out; 0 trains on everything and validates nothing.",
+    )
+    seed: int = Field(default=0, ge=0, description="Another seed holds out other documents.")
+    max_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Held-out text kept from each source, whole documents; held-out documents beyond it are not "
+        "used at all.",
+    )
+
+
+class DataOptions(Options):
+    """Everything that decides which tokens the model sees, and in which order."""
+
+    tokenizer: TokenizerOptions = Field(description="How text becomes tokens.")
+    sources: tuple[SourceOptions, ...] = Field(min_length=1, description="Where documents come from, and their mix.")
+    sequence_length: int = Field(ge=1, description="Tokens per row. Documents are cut at row ends.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order of rows.")
+    validation: ValidationOptions = Field(default=ValidationOptions(), description="The held-out documents.")
+    cache_dir: Path = Field(
+        default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."
+    )

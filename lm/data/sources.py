@@ -1,0 +1,132 @@
+"""Where documents come from: files, folders, globs, and the Python standard library on the user's disk.
+
+Finding is separate from reading. `find_source` only looks at names, sizes and times, so a run file that cannot work
+is refused at once and a cache can be recognised without opening a file. `Source.documents` then reads one document
+at a time, in an order that does not depend on the file system.
+
+What cannot be read (bytes that are not UTF-8, a broken record or archive) is refused in a file that the user named
+and skipped in files that were merely found in a folder or by a glob. A record without the text field is always
+refused: that is a wrong `text_field`, not a bad file.
+"""
+
+from __future__ import annotations
+
+import glob
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.data.options import SourceOptions
+from lm.data.readers import READERS, Document, Unreadable
+from lm.errors import UserError, did_you_mean
+
+PYTHON_STDLIB = "python-stdlib"
+_NOT_THE_STDLIB = {"site-packages", "dist-packages"}
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file of a source, as its folder entry describes it."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one entry of `data.sources`, in their fixed order."""
+
+    key: str
+    options: SourceOptions
+    files: tuple[TextFile, ...]
+    named_by_user: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk of all files."""
+        return sum(file.size for file in self.files)
+
+    def made_of(self) -> dict[str, Any]:
+        """What decides the documents, as JSON: a cache made from equal values holds equal documents."""
+        return {
+            "files": [[str(file.path.resolve()), file.size, file.mtime_ns] for file in self.files],
+            "text_field": self.options.text_field,
+        }
+
+    def documents(self, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
+        """Every readable, non-empty document; `on_skip` hears of the unreadable ones.
+
+        Raises:
+            UserError: an unreadable document in a file that the user named, a missing text field, or a source that
+                yields no document at all.
+        """
+        first_skipped: Unreadable | None = None
+        found = False
+        for file in self.files:
+            for item in READERS[file.path.suffix.lower()](file.path, self.options.text_field, self.key):
+                if isinstance(item, Document):
+                    found = True
+                    yield item
+                elif self.named_by_user:
+                    raise UserError(f"{self.key}.path: {item}. Repair the file or name another.")
+                else:
+                    first_skipped = first_skipped or item
+                    if on_skip is not None:
+                        on_skip(item)
+        if not found:
+            reason = f"; {first_skipped}" if first_skipped else ": every file is empty"
+            raise UserError(f"{self.key}.path: '{self.options.path}' holds no readable text{reason}.")
+
+
+def find_source(options: SourceOptions, index: int) -> Source:
+    """The files of `data.sources[index]`, without opening them.
+
+    Raises:
+        UserError: nothing is there, or nothing of a supported kind.
+    """
+    key = f"data.sources[{index}]"
+    path = Path(options.path).expanduser()
+    named_by_user = False
+    if options.path == PYTHON_STDLIB:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        paths = [path for path in _supported(root, root.rglob("*.py")) if not _NOT_THE_STDLIB.intersection(path.parts)]
+    elif path.is_dir():
+        paths = _supported(path, path.rglob("*"))
+    elif path.exists():
+        named_by_user = True
+        paths = [path]
+        if path.suffix.lower() not in READERS:
+            raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {_allowed()}.")
+    elif glob.has_magic(str(path)):
+        paths = _supported(Path(), map(Path, glob.glob(str(path), recursive=True)))
+    else:
+        raise UserError(f"{key}.path: '{options.path}' does not exist.{_near(path)}")
+    if not paths:
+        raise UserError(f"{key}.path: '{options.path}' matches no file that can be read; allowed are {_allowed()}.")
+    files = []
+    for path in paths:
+        status = path.stat()
+        files.append(TextFile(path, status.st_size, status.st_mtime_ns))
+    return Source(key, options, tuple(files), named_by_user)
+
+
+def _supported(root: Path, paths: Iterable[Path]) -> list[Path]:
+    """Regular files of a known kind, ordered by their path below `root`; hidden ones (.git, .venv) are left out."""
+    relative = {path.relative_to(root).as_posix(): path for path in paths if path.suffix.lower() in READERS}
+    return [
+        path
+        for name, path in sorted(relative.items())
+        if path.is_file() and not any(part.startswith(".") and part != ".." for part in Path(name).parts)
+    ]
+
+
+def _allowed() -> str:
+    return ", ".join(sorted(READERS))
+
+
+def _near(path: Path) -> str:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, [*names, PYTHON_STDLIB]) or " Name a file, a folder, a glob, or python-stdlib."

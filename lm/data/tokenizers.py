@@ -1,0 +1,237 @@
+"""Text to token ids and back: bytes, SentencePiece, Hugging Face fast tokenizers.
+
+A document in a token store is `[bos] text [eos]`. A model that has only one of the two uses it at both ends.
+Tokenizers encode text as text: a `<s>` or `<|endoftext|>` that stands in a document is characters, not a boundary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+
+from lm.data.fingerprint import content_digest
+from lm.data.options import BytesOptions, HuggingFaceOptions, SentencePieceOptions, TokenizerOptions
+from lm.errors import UserError
+
+_KIND_FILE = "braid_tokenizer.json"
+_MODEL_FILE = "tokenizer.model"
+_HUGGING_FACE_FILES = ("tokenizer.json", "tokenizer_config.json")
+# SentencePiece writes a space as this character, so the character itself needs another spelling.
+_SPACE_MARK = "\u2581"
+
+
+class Tokenizer(Protocol):
+    """What the rest of the house may ask of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are in [0, vocab_size)."""
+
+    @property
+    def bos_id(self) -> int:
+        """Begins every document."""
+
+    @property
+    def eos_id(self) -> int:
+        """Ends every document."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints encode equally."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without bos and eos."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The same for many texts at once on all CPU cores; each uint32."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; bos and eos spell nothing."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load_tokenizer(folder)` reads."""
+
+
+class BytesTokenizer:
+    """UTF-8 bytes. Round-trips every string; a cut character decodes to U+FFFD."""
+
+    vocab_size = 258
+    bos_id = 256
+    eos_id = 257
+    fingerprint = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(id for id in ids if id < 256).decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        _write_kind(folder, BytesOptions().kind)
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model.
+
+    Models trained here normalize nothing and spell unknown characters as bytes, so every string round-trips exactly.
+    A foreign model keeps its own normalization, and round-trips as far as that allows.
+    """
+
+    def __init__(self, model: bytes, origin: str) -> None:
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UserError(f"{origin} is not a SentencePiece model.") from error
+        self._model = model
+        self.vocab_size: int = self._processor.get_piece_size()
+        self.bos_id, self.eos_id = _both_ends(
+            _present(self._processor.bos_id()), _present(self._processor.eos_id()), origin
+        )
+        self.fingerprint = content_digest([model])
+        self._space_mark_ids = self._spell_space_mark()
+
+    def _spell_space_mark(self) -> list[int] | None:
+        """The byte pieces of the space mark, where the model leaves text as it is and has byte pieces."""
+        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        probe = "  \uff46\ufb01 \t\n x  "  # runs of spaces, and characters that NFKC would rewrite
+        unchanged = self._processor.decode(self._processor.encode(probe)) == probe
+        unprefixed = not self._processor.encode("x", out_type=str)[0].startswith(_SPACE_MARK)
+        return ids if unchanged and unprefixed and all(map(self._processor.is_byte, ids)) else None
+
+    def encode(self, text: str) -> list[int]:
+        if self._space_mark_ids is None or _SPACE_MARK not in text:
+            ids: list[int] = self._processor.encode(text)
+            return ids
+        first: list[int]
+        first, *others = self._processor.encode(text.split(_SPACE_MARK))
+        return first + [id for part in others for id in (*self._space_mark_ids, *part)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        plain = [text for text in texts if _SPACE_MARK not in text]
+        encoded = iter(self._processor.encode(plain, num_threads=len(os.sched_getaffinity(0))))
+        return [
+            np.array(self.encode(text) if _SPACE_MARK in text else next(encoded), dtype=np.uint32) for text in texts
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text: str = self._processor.decode(list(map(int, ids)))
+        return text
+
+    def save(self, folder: Path) -> None:
+        _write_kind(folder, SentencePieceOptions.model_fields["kind"].default)
+        (folder / _MODEL_FILE).write_bytes(self._model)
+
+
+class HuggingFaceTokenizer:
+    """The `tokenizer.json` of a Hugging Face folder, run by the `tokenizers` library that transformers runs it by."""
+
+    def __init__(self, folder: Path) -> None:
+        # Imported here because only this kind needs it.
+        import tokenizers
+
+        self._folder = folder
+        contents = [_read(folder / name) for name in _HUGGING_FACE_FILES]
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(contents[0].decode())
+            config: dict[str, Any] = json.loads(contents[1])
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"data.tokenizer.path: '{folder}' holds no readable fast tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.bos_id, self.eos_id = _both_ends(
+            self._special_id(config.get("bos_token")), self._special_id(config.get("eos_token")), f"'{folder}'"
+        )
+        self.fingerprint = content_digest(contents)
+
+    def _special_id(self, token: str | dict[str, Any] | None) -> int | None:
+        content = token["content"] if isinstance(token, dict) else token
+        return None if content is None else self._tokenizer.token_to_id(content)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        _write_kind(folder, HuggingFaceOptions.model_fields["kind"].default)
+        for name in _HUGGING_FACE_FILES:
+            shutil.copyfile(self._folder / name, folder / name)
+
+
+def existing_tokenizer(options: TokenizerOptions) -> Tokenizer | None:
+    """The tokenizer that the options name, or None where it must be trained first.
+
+    Raises:
+        UserError: a file is missing or is not what its kind says.
+    """
+    if isinstance(options, BytesOptions):
+        return BytesTokenizer()
+    if isinstance(options, HuggingFaceOptions):
+        return HuggingFaceTokenizer(options.path.expanduser())
+    if options.path is not None:
+        path = options.path.expanduser()
+        return SentencePieceTokenizer(_read(path), f"data.tokenizer.path: '{path}'")
+    return None
+
+
+def declared_vocab_size(options: TokenizerOptions) -> int:
+    """The vocabulary size that the options promise, without training or reading any source."""
+    tokenizer = existing_tokenizer(options)
+    if tokenizer is not None:
+        return tokenizer.vocab_size
+    assert isinstance(options, SentencePieceOptions)
+    assert options.vocab_size is not None
+    return options.vocab_size
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer that `save` wrote."""
+    kind = json.loads(_read(folder / _KIND_FILE))["kind"]
+    if kind == "bytes":
+        return BytesTokenizer()
+    if kind == "sentencepiece":
+        return SentencePieceTokenizer(_read(folder / _MODEL_FILE), f"'{folder / _MODEL_FILE}'")
+    if kind == "huggingface":
+        return HuggingFaceTokenizer(folder)
+    raise UserError(f"'{folder / _KIND_FILE}' names an unknown tokenizer kind '{kind}'.")
+
+
+def _present(id: int) -> int | None:
+    return None if id < 0 else id
+
+
+def _both_ends(bos_id: int | None, eos_id: int | None, origin: str) -> tuple[int, int]:
+    first = eos_id if bos_id is None else bos_id
+    last = bos_id if eos_id is None else eos_id
+    if first is None or last is None:
+        raise UserError(f"{origin} has neither a bos nor an eos token, so documents could not be told apart.")
+    return first, last
+
+
+def _write_kind(folder: Path, kind: str) -> None:
+    (folder / _KIND_FILE).write_text(json.dumps({"kind": kind}))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data.tokenizer.path: '{path}' cannot be read: {error.strerror}.") from error

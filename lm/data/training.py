@@ -1,0 +1,72 @@
+"""Training a SentencePiece model on a sample of the documents, the same sample every time.
+
+The sample is passages, each kept or not by a hash of its content, so all parts of all sources are in it in proportion
+to their size, and held-out documents never are. Passages keep their line ends and indentation: pieces such as
+`):` + newline or eight spaces are what makes code short.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from lm.data.fingerprint import unit_hash
+from lm.data.options import SentencePieceOptions
+from lm.data.readers import Document
+from lm.data.tokenizers import SentencePieceTokenizer
+from lm.errors import UserError
+
+_PASSAGE_CHARACTERS = 2000
+# Unigram training sums floats thread by thread: another number would train another model on another machine.
+_TRAINING_THREADS = 4
+
+
+def sample_passages(documents: Iterable[Document], share: float) -> Iterator[str]:
+    """Passages of the documents, each with probability `share`."""
+    for document in documents:
+        for start in range(0, len(document.text), _PASSAGE_CHARACTERS):
+            passage = document.text[start : start + _PASSAGE_CHARACTERS]
+            if unit_hash(passage.encode(), "tokenizer sample", 0) < share:
+                yield passage
+
+
+def train_sentencepiece(options: SentencePieceOptions, passages: Iterable[str]) -> SentencePieceTokenizer:
+    """A model that normalizes nothing: what it encodes, it decodes.
+
+    Raises:
+        UserError: the text cannot give a vocabulary of the wanted size.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(passages),
+            model_writer=model,
+            vocab_size=options.vocab_size,
+            model_type=options.model_type,
+            byte_fallback=options.byte_fallback,
+            split_digits=options.split_digits,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=8 * _PASSAGE_CHARACTERS,
+            num_threads=_TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(f"data.tokenizer.vocab_size: {_remedy(options, str(error))}") from error
+    return SentencePieceTokenizer(model.getvalue(), "the trained tokenizer")
+
+
+def _remedy(options: SentencePieceOptions, message: str) -> str:
+    if limit := re.search(r"too high.*<= (\d+)", message):
+        return (
+            f"{options.vocab_size} pieces cannot be found in this text; set at most {limit[1]}, "
+            "add text, or raise data.tokenizer.sample_bytes."
+        )
+    if required := re.search(r"\d+ vs (\d+)", message):
+        return f"{options.vocab_size} is less than the characters of this text need; set at least {required[1]}."
+    return f"SentencePiece cannot train {options.vocab_size} pieces on this text: {message}"
