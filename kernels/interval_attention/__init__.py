@@ -1,0 +1,101 @@
+"""Interval attention: every query attends to one contiguous interval of keys.
+
+Global, sliding-window, shifted-short, long-short and chunk-final attention are all this one operation.
+`reference` is the definition, `blocked` the fast path; further backends join the table below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kernels.interval_attention.blocked import blocked_attention
+from kernels.interval_attention.intervals import Intervals
+from kernels.interval_attention.reference import reference_attention
+
+__all__ = ["Intervals", "backends", "interval_attention"]
+
+_ENVIRONMENT = "BRAID_ATTENTION_BACKEND"
+_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "reference": reference_attention,
+    "blocked": blocked_attention,
+}
+_log = logging.getLogger(__name__)
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name, with "available" or the reason why it cannot run here."""
+    return dict.fromkeys(_BACKENDS, "available")
+
+
+def interval_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Intervals,
+    *,
+    scale: float | None = None,
+    extra_score: Tensor | None = None,
+    extra_value: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention of each query over the keys of its interval.
+
+    q: [N, H, D]; k, v: [M, G, D], H a multiple of G; query head h uses key/value head h // (H // G).
+    scale: multiplies the scores, default D**-0.5. extra_score [N, H], already scaled, and extra_value [N, H, D] are one
+    more entry of each row's softmax; a score without a value stands for the value 0.
+    backend: a name from `backends()`; None obeys the environment variable BRAID_ATTENTION_BACKEND, else chooses.
+    Returns (out [N, H, D] like q, lse [N, H] float32, float64 for float64): lse is the logsumexp of all the row's
+    scores, the extra one included, and carries no gradient. A row that sees nothing has out 0, lse -inf, gradients 0.
+    Raises ValueError for shapes that do not fit and for unknown backends.
+    """
+    _check(q, k, v, intervals, extra_score, extra_value)
+    run = _BACKENDS[_resolve(backend, q.device.type)]
+    return run(q, k, v, intervals, q.shape[-1] ** -0.5 if scale is None else scale, extra_score, extra_value)
+
+
+def _resolve(backend: str | None, device: str) -> str:
+    name = backend or os.environ.get(_ENVIRONMENT)
+    if name is None:
+        if device != "cpu":
+            _warn_slow(device)
+        return "blocked"
+    if name not in _BACKENDS:
+        near = difflib.get_close_matches(name, _BACKENDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown attention backend {name!r}, there are {', '.join(_BACKENDS)}{hint}")
+    return name
+
+
+@cache
+def _warn_slow(device: str) -> None:
+    _log.warning("interval attention has no fused kernel for %s: 'blocked' runs as matrix products there", device)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, extra_score: Tensor | None, extra_value: Tensor | None
+) -> None:
+    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            "need q [N, H, D] and k, v [M, G, D] with H a multiple of G; "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if q.dtype != k.dtype or q.dtype != v.dtype or not torch.is_floating_point(q):
+        raise ValueError(f"q, k and v must share one floating-point type; got {q.dtype}, {k.dtype}, {v.dtype}")
+    if intervals.num_queries != q.shape[0] or sum(intervals.kv_heads) != k.shape[1]:
+        raise ValueError(
+            f"intervals are for {intervals.num_queries} queries and {sum(intervals.kv_heads)} key/value heads; "
+            f"got {q.shape[0]} and {k.shape[1]}"
+        )
+    if intervals.last_key > k.shape[0]:
+        raise ValueError(f"intervals reach key {intervals.last_key}, there are only {k.shape[0]} keys")
+    if extra_score is not None and extra_score.shape != q.shape[:2]:
+        raise ValueError(f"extra_score must be [N, H] = {tuple(q.shape[:2])}; got {tuple(extra_score.shape)}")
+    if extra_value is not None and (extra_score is None or extra_value.shape != q.shape):
+        raise ValueError(f"extra_value must be [N, H, D] = {tuple(q.shape)} and come with extra_score")

@@ -1,0 +1,55 @@
+"""The last linear layer and the cross-entropy together, without ever holding the full logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.linear_cross_entropy.chunked import ChunkedCrossEntropy
+
+__all__ = ["CrossEntropy", "linear_cross_entropy"]
+
+
+class CrossEntropy(NamedTuple):
+    """loss: scalar, the sum over counted targets. token_nll: [N] nats, 0 where ignored, without gradient."""
+
+    loss: Tensor
+    token_nll: Tensor
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    chunk_size: int = 512,
+) -> CrossEntropy:
+    """Sum over the targets of nll + z_loss * lse**2, where the logits are hidden @ weight.T.
+
+    hidden: [N, C]; weight: [V, C] of the same floating-point type; targets: [N] int64 in [0, V) or ignore_index.
+    Statistics are float32 (float64 for float64). At most chunk_size x V logits exist at a time.
+    Where a gradient is wanted it is computed here, and `backward` only scales it: call it under no_grad for evaluation.
+    Raises ValueError for shapes that do not fit and for targets out of range.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
+        raise ValueError(
+            f"need hidden [N, C] and weight [V, C] of one type; got {tuple(hidden.shape)} {hidden.dtype} "
+            f"and {tuple(weight.shape)} {weight.dtype}"
+        )
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"targets must be [{hidden.shape[0]}] int64; got {tuple(targets.shape)} {targets.dtype}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1; got {chunk_size}")
+    wrong = (targets != ignore_index) & ((targets < 0) | (targets >= weight.shape[0]))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"target {int(targets[wrong][0])} is neither in [0, {weight.shape[0]}) nor ignore_index {ignore_index}"
+        )
+    loss, token_nll = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, ignore_index, z_loss, chunk_size, torch.is_grad_enabled()
+    )
+    return CrossEntropy(loss, token_nll)
