@@ -23,4 +23,5 @@ def attend_slots(q: Tensor, keys: Tensor, values: Tensor, used: Tensor, *, extra
         extra = extra_score.view(*scores.shape[:3], 1).to(scores.dtype)
         scores = torch.cat((scores, extra), dim=3)
     weights = scores.softmax(dim=3)[..., : keys.shape[2]].to(values.dtype)
-    return (weights @ values).view(rows, heads, head_dim)
+    out: Tensor = (weights @ values).view(rows, heads, head_dim)
+    return out

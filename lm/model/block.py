@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,11 @@ from lm.model.cache import MixerCache
 from lm.model.documents import Documents
 from lm.model.mixers import Mixer
 
-ACTIVATIONS = {"swiglu": F.silu, "geglu": partial(F.gelu, approximate="tanh"), "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+}
 
 
 class MLP(nn.Module):

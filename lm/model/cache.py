@@ -24,6 +24,7 @@ class KeyValues:
         self.window = window
         self.keys = torch.empty(rows, heads, 0, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
+        self.used = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def write(self, keys: Tensor, values: Tensor, row: Tensor, entry: Tensor, last: Tensor) -> None:
         """Stores keys and values [n, heads, head_dim] as entries `entry` [n] of rows `row` [n].
@@ -31,6 +32,7 @@ class KeyValues:
         last: [rows], the entries of each row once this write is done; of more than `window` only those that stay
         are stored.
         """
+        self.used = last if self.window is None else last.clamp(max=self.window)
         if self.window is not None:
             stays = entry >= (last - self.window)[row]
             if not bool(stays.all()):
@@ -58,6 +60,13 @@ class KeyValues:
         self.keys, self.values = (
             buffer.unflatten(0, (-1, self.parts))[rows].flatten(0, 1) for buffer in (self.keys, self.values)
         )
+        self.used = self.used.unflatten(0, (-1, self.parts))[rows].flatten()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the entries of all rows, slack left out."""
+        _, heads, _, head_dim = self.keys.shape
+        return int(self.used.sum()) * 2 * heads * head_dim * self.keys.element_size()
 
     def _reserve(self, entries: int) -> None:
         if self.window is not None:
@@ -83,6 +92,12 @@ class MixerCache:
 
     buffers: list[KeyValues] = field(default_factory=list)
     states: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the entries and states of all rows, slack left out."""
+        states = sum(state.numel() * state.element_size() for state in self.states.values())
+        return states + sum(buffer.used_bytes for buffer in self.buffers)
 
     def reorder(self, rows: Tensor) -> None:
         for buffer in self.buffers:

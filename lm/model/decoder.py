@@ -61,12 +61,8 @@ class Head(nn.Module):
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
-    @overload
-    def forward(self, hidden: Tensor) -> Tensor: ...
-    @overload
-    def forward(self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0) -> CrossEntropy: ...
     def forward(self, hidden: Tensor, targets: Tensor | None = None, z_loss: float = 0.0) -> Tensor | CrossEntropy:
         if targets is None:
             return nn.functional.linear(hidden, self.weight)
@@ -83,7 +79,7 @@ class LanguageModel(nn.Module):
         self.model = Decoder(options)
         self.lm_head = Head(options.hidden_size, options.vocab_size)
         if options.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
         if not self.lm_head.weight.is_meta:
             self.init_weights()
 
@@ -99,15 +95,21 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(projection.weight, std=std)  # type: ignore[arg-type]
 
     @overload
-    def forward(self, tokens: Tensor, documents: Documents) -> Tensor: ...
+    def forward(self, tokens: Tensor, documents: Documents, *, cache: DecoderCache | None = None) -> Tensor: ...
     @overload
     def forward(self, tokens: Tensor, documents: Documents, targets: Tensor) -> CrossEntropy: ...
-    def forward(self, tokens: Tensor, documents: Documents, targets: Tensor | None = None) -> Tensor | CrossEntropy:
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Documents,
+        targets: Tensor | None = None,
+        cache: DecoderCache | None = None,
+    ) -> Tensor | CrossEntropy:
         """Logits [N, vocab_size], or the summed loss where targets [N] int64 (-100: none) are given.
 
-        tokens: [N] int64, the flat stream that `documents` divides.
+        tokens: [N] int64, the flat stream that `documents` divides. A cache holds what came before them, one row
+        per document, and is extended in place.
         """
-        hidden = self.model(tokens, documents)
-        if targets is None:
-            return self.lm_head(hidden)
-        return self.lm_head(hidden, targets, self.options.z_loss)
+        hidden = self.model(tokens, documents, cache)
+        out: Tensor | CrossEntropy = self.lm_head(hidden, targets, self.options.z_loss)
+        return out

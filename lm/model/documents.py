@@ -51,6 +51,8 @@ class KeyList:
 
     def join(self, cached: Tensor, stream: Tensor) -> Tensor:
         """The flat list, from the cached entries of all documents and those of the stream, each [n, ...]."""
+        if not len(cached):
+            return stream
         documents = torch.arange(len(self.last), device=self.last.device)
         owner = torch.cat(
             (documents.repeat_interleave(self.new - self.first), documents.repeat_interleave(self.last - self.new))

@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kernels.interval_attention import attend_slots, interval_attention
+from kernels.interval_attention import interval_attention
+from kernels.interval_attention.slots import attend_slots
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions, OptionsT

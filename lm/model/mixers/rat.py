@@ -19,7 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kernels.gated_scan import Chunks, gated_scan
-from kernels.interval_attention import attend_slots, interval_attention
+from kernels.interval_attention import interval_attention
+from kernels.interval_attention.slots import attend_slots
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, KeyList, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
@@ -87,17 +88,15 @@ class Rat(Mixer[RatOptions]):
     ) -> Tensor:
         if cache is None:
             k_run, v_run = (s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
-            keys, values = self._finals(k_run, v_run, documents, v.dtype)
+            keys, values = self._entries(k_run, v_run, documents, self._final_tokens(documents), v.dtype)
             key_list = self._final_list(documents)
         elif documents.one_each:
             return self._step(q, k, v, gate, documents, cache)
         else:
             k_run, v_run = self._continued_scan(k, v, gate, documents, cache)
-            new_keys, new_values = self._finals(k_run, v_run, documents, v.dtype)
+            self._store(k_run, v_run, documents, cache, v.dtype)
             key_list = self._final_list(documents)
-            old_keys, old_values = cache.buffers[0].read(key_list.first, key_list.new)
-            keys, values = key_list.join(old_keys, new_keys), key_list.join(old_values, new_values)
-            self._store(new_keys, new_values, k_run, v_run, documents, cache)
+            keys, values = cache.buffers[0].read(key_list.first, key_list.last)
         own_score = self._repeat(q * self.head_dim**-0.5).to(k_run.dtype).mul(k_run).sum(-1)
         intervals = documents.memo(
             (self.options, self.dimensions), lambda: documents.intervals(self.visible(documents), key_list)
@@ -152,11 +151,12 @@ class Rat(Mixer[RatOptions]):
         )
         return KeyList(torch.zeros_like(past), past, total)
 
-    def _finals(self, k_run: Tensor, v_run: Tensor, documents: Documents, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values [M, heads, head_dim] of the chunks that end in this stream."""
-        final = self._final_tokens(documents)
-        rotated = self._rotate(k_run.index_select(0, final), documents, final)
-        return rotated.to(dtype), v_run.index_select(0, final).to(dtype)
+    def _entries(
+        self, k_run: Tensor, v_run: Tensor, documents: Documents, tokens: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values [n, heads, head_dim] of the running states after the given tokens [n]."""
+        rotated = self._rotate(k_run.index_select(0, tokens), documents, tokens)
+        return rotated.to(dtype), v_run.index_select(0, tokens).to(dtype)
 
     def _rotate(self, x: Tensor, documents: Documents, tokens: Tensor | None = None) -> Tensor:
         """Rotates x [n, heads, head_dim], which belongs to the given tokens of the stream, or to all."""
@@ -202,17 +202,17 @@ class Rat(Mixer[RatOptions]):
         k_run, v_run = (s.index_select(0, place).flatten(1, 2) for s in scanned)
         return k_run, v_run
 
-    def _store(
-        self, keys: Tensor, values: Tensor, k_run: Tensor, v_run: Tensor, documents: Documents, cache: MixerCache
-    ) -> None:
-        final = self._final_tokens(documents)
-        row = documents.document[final]
-        entry = documents.position[final].div(self.options.chunk_size, rounding_mode="floor")
-        cache.buffers[0].write(keys, values, row, entry, self._final_list(documents).last)
+    def _store(self, k_run: Tensor, v_run: Tensor, documents: Documents, cache: MixerCache, dtype: torch.dtype) -> None:
+        """Keeps the finals of this stream, each document's running state, and that in its chunk's slot too."""
         present = torch.nonzero(documents.lengths > 0).flatten()
         last = documents.cu_seqlens[1:][present] - 1
         cache.states["running_key"][present] = k_run[last]
         cache.states["running_value"][present] = v_run[last]
+        kept = torch.cat((self._final_tokens(documents), last)).unique()
+        entry = documents.position[kept].div(self.options.chunk_size, rounding_mode="floor")
+        entries = self._entries(k_run, v_run, documents, kept, dtype)
+        total = (documents.total + self.options.chunk_size - 1).div(self.options.chunk_size, rounding_mode="floor")
+        cache.buffers[0].write(*entries, documents.document[kept], entry, total)
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache) -> Tensor:
         """One token per row: the running state takes the slot of its chunk, so it is attended like a final."""

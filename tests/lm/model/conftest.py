@@ -1,0 +1,91 @@
+"""Every mixer in every mode that changes what it computes: the contracts are tested on all of them alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lm.model.decoder import LanguageModel
+from lm.model.mixers import Dimensions, Mixer, build_mixer
+from lm.model.options import ModelOptions
+
+DIMENSIONS = Dimensions(
+    hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=4, rope_theta=100.0, rms_norm_eps=1e-6
+)
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "global": {"kind": "attention"},
+    "local": {"kind": "attention", "window": 3},
+    "local_one": {"kind": "attention", "window": 1},
+    "dilated": {"kind": "attention", "window": 3, "dilation": 2},
+    "dilated_all": {"kind": "attention", "dilation": 3},
+    "nope_sink_norm": {"kind": "attention", "positions": "none", "sink": True, "qk_norm": True},
+    "rat": {"kind": "rat", "chunk_size": 4},
+    "rat_one": {"kind": "rat", "chunk_size": 1, "qk_groups": 4},
+    "rat_rnn": {"kind": "rat", "chunk_size": 1000},
+    "rat_token": {"kind": "rat", "chunk_size": 3, "positions": "token", "qk_groups": 1},
+    "rat_nope": {"kind": "rat", "chunk_size": 5, "positions": "none"},
+    "s2": {"kind": "shifted_short", "group_size": 6},
+    "ls": {"kind": "long_short", "short_heads": 2, "window": 3},
+    "ls_all_short": {"kind": "long_short", "short_heads": 4, "window": 5, "sink": True},
+    "ls_all_long": {"kind": "long_short", "short_heads": 0, "window": 5},
+}
+
+PATTERNS = {name: name for name in MIXERS} | {
+    "hybrid_four": "rat local s2 ls",
+    "hybrid_deep": "(rat local)*2 global",
+    "hybrid_odd": "dilated rat_token ls_all_short nope_sink_norm",
+}
+
+
+def make_mixer(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Mixer[Any]:
+    torch.manual_seed(seed)
+    options = ModelOptions(
+        hidden_size=16, num_attention_heads=4, num_key_value_heads=2, mixers={"m": MIXERS[name]}, layers="m"
+    ).mixers["m"]
+    mixer = build_mixer(options, DIMENSIONS)
+    mixer.init_weights(0.5)
+    if getattr(mixer, "sink", None) is not None:
+        torch.nn.init.normal_(mixer.sink.logit)
+    return mixer.to(dtype)
+
+
+def make_model(pattern: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> LanguageModel:
+    torch.manual_seed(seed)
+    options = ModelOptions(
+        **{
+            "vocab_size": 23,
+            "hidden_size": 16,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 24,
+            "rope_theta": 100.0,
+            "initializer_range": 0.5,
+            "mixers": MIXERS,
+            "layers": PATTERNS.get(pattern, pattern),
+        }
+        | changes
+    )
+    return LanguageModel(options).to(dtype)
+
+
+@pytest.fixture(params=list(MIXERS))
+def mixer_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=list(PATTERNS))
+def pattern_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def new_mixer() -> Any:
+    return make_mixer
+
+
+@pytest.fixture
+def new_model() -> Any:
+    return make_model
