@@ -69,6 +69,8 @@ def damage(folder: Path) -> str | None:
                 return f"{name} has another checksum"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename).name} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_MANIFEST} is not readable"
     return None

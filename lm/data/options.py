@@ -86,7 +86,7 @@ class ValidationOptions(Options):
         lt=1,
         description="Chance of a document to be held out; 0 trains on everything and validates nothing.",
     )
-    seed: int = Field(default=0, ge=0, description="Another seed holds out other documents.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Another seed holds out other documents.")
     max_bytes: int | None = Field(
         default=None,
         gt=0,
@@ -101,7 +101,7 @@ class DataOptions(Options):
     tokenizer: TokenizerOptions = Field(description="How text becomes tokens.")
     sources: tuple[SourceOptions, ...] = Field(min_length=1, description="Where documents come from, and their mix.")
     sequence_length: int = Field(ge=1, description="Tokens per row. Documents are cut at row ends.")
-    seed: int = Field(default=0, ge=0, description="Seed of the order of rows.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the order of rows.")
     validation: ValidationOptions = Field(default=ValidationOptions(), description="The held-out documents.")
     cache_dir: Path = Field(
         default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."

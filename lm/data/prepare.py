@@ -19,11 +19,11 @@ from lm.data.fingerprint import digest, unit_hash
 from lm.data.options import DataOptions, SentencePieceOptions, ValidationOptions
 from lm.data.order import SequentialOrder, ShuffledOrder
 from lm.data.readers import Document, Unreadable
+from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import Source, find_source
 from lm.data.statistics import Statistics, unigram_bits_per_byte
 from lm.data.store import StoreWriter, TokenStore
 from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
-from lm.data.training import sample_passages, train_sentencepiece
 from lm.errors import UserError
 
 # Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
@@ -32,7 +32,7 @@ _ENCODE_BYTES = 4_000_000
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Hears (what is being done, bytes of text done, bytes of text in all); the total is an estimate for parquet."""
+"""Hears (what is being done, bytes done, bytes in all); all is an estimate, and 0 where progress cannot be told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +138,13 @@ def _trained_tokenizer(options: DataOptions, sources: list[Source], report: Prog
         for source in sources:
             for document in source.documents():
                 done += len(document.utf8)
-                report("sampling text for the tokenizer", done, size)
+                report("sampling text for the tokenizer", done, max(done, size))
                 if not _held_out(document, options.validation):
                     yield document
-        report("training the tokenizer", 0, 0)
 
     def build(folder: Path) -> None:
-        passages = list(sample_passages(documents(), wanted.sample_bytes / size))
+        passages = sample_passages(documents(), wanted.sample_bytes)
+        report("training the tokenizer", 0, 0)
         if not passages:
             raise UserError("data.sources: no text is left to train a tokenizer on; lower data.validation.fraction.")
         train_sentencepiece(wanted, passages).save(folder)

@@ -12,8 +12,9 @@ refused: that is a wrong `text_field`, not a bad file.
 from __future__ import annotations
 
 import glob
+import os
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Source:
     def made_of(self) -> dict[str, Any]:
         """What decides the documents, as JSON: a cache made from equal values holds equal documents."""
         return {
-            "files": [[str(file.path.resolve()), file.size, file.mtime_ns] for file in self.files],
+            "files": [[os.path.abspath(file.path), file.size, file.mtime_ns] for file in self.files],
             "text_field": self.options.text_field,
         }
 
@@ -82,45 +83,46 @@ class Source:
 
 
 def find_source(options: SourceOptions, index: int) -> Source:
-    """The files of `data.sources[index]`, without opening them.
+    """The files of `data.sources[index]`, without opening them. A folder named python-stdlib is `./python-stdlib`.
 
     Raises:
         UserError: nothing is there, or nothing of a supported kind.
     """
     key = f"data.sources[{index}]"
     path = Path(options.path).expanduser()
-    named_by_user = False
-    if options.path == PYTHON_STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        paths = [path for path in _supported(root, root.rglob("*.py")) if not _NOT_THE_STDLIB.intersection(path.parts)]
-    elif path.is_dir():
-        paths = _supported(path, path.rglob("*"))
-    elif path.exists():
-        named_by_user = True
-        paths = [path]
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {_allowed()}.")
-    elif glob.has_magic(str(path)):
-        paths = _supported(Path(), map(Path, glob.glob(str(path), recursive=True)))
-    else:
-        raise UserError(f"{key}.path: '{options.path}' does not exist.{_near(path)}")
+    named_by_user = options.path != PYTHON_STDLIB and path.is_file()
+    paths = [path] if named_by_user else _search(options.path, path, key)
     if not paths:
         raise UserError(f"{key}.path: '{options.path}' matches no file that can be read; allowed are {_allowed()}.")
-    files = []
-    for path in paths:
-        status = path.stat()
-        files.append(TextFile(path, status.st_size, status.st_mtime_ns))
+    if paths[0].suffix.lower() not in READERS:
+        raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {_allowed()}.")
+    files = [TextFile(found, status.st_size, status.st_mtime_ns) for found in paths if (status := found.stat())]
     return Source(key, options, tuple(files), named_by_user)
 
 
-def _supported(root: Path, paths: Iterable[Path]) -> list[Path]:
-    """Regular files of a known kind, ordered by their path below `root`; hidden ones (.git, .venv) are left out."""
-    relative = {path.relative_to(root).as_posix(): path for path in paths if path.suffix.lower() in READERS}
-    return [
-        path
-        for name, path in sorted(relative.items())
-        if path.is_file() and not any(part.startswith(".") and part != ".." for part in Path(name).parts)
-    ]
+def _search(name: str, path: Path, key: str) -> list[Path]:
+    """Files of a known kind in the standard library, in a folder, or matching a glob."""
+    if name == PYTHON_STDLIB:
+        return _below(Path(sysconfig.get_paths()["stdlib"]), {".py"}, _NOT_THE_STDLIB)
+    if path.is_dir():
+        return _below(path, READERS.keys(), set())
+    if glob.has_magic(str(path)):
+        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+        return [match for match in matches if match.suffix.lower() in READERS and match.is_file()]
+    raise UserError(f"{key}.path: '{name}' does not exist.{_near(path)}")
+
+
+def _below(root: Path, suffixes: Set[str], without: Set[str]) -> list[Path]:
+    """Files of these kinds ordered by their path below `root`, without hidden ones (.git, .venv) or some folders."""
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in without]
+        found += [
+            Path(folder, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
+        ]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix())
 
 
 def _allowed() -> str:

@@ -118,7 +118,7 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         plain = [text for text in texts if _SPACE_MARK not in text]
-        encoded = iter(self._processor.encode(plain, num_threads=len(os.sched_getaffinity(0))))
+        encoded = iter(self._processor.encode(plain, num_threads=_cpu_cores()))
         return [
             np.array(self.encode(text) if _SPACE_MARK in text else next(encoded), dtype=np.uint32) for text in texts
         ]
@@ -212,6 +212,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if kind == "huggingface":
         return HuggingFaceTokenizer(folder)
     raise UserError(f"'{folder / _KIND_FILE}' names an unknown tokenizer kind '{kind}'.")
+
+
+def _cpu_cores() -> int:
+    # Containers are often given fewer cores than the machine has; where that can be asked, ask.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _present(id: int) -> int | None:

@@ -1,15 +1,16 @@
 """Training a SentencePiece model on a sample of the documents, the same sample every time.
 
-The sample is passages, each kept or not by a hash of its content, so all parts of all sources are in it in proportion
-to their size, and held-out documents never are. Passages keep their line ends and indentation: pieces such as
-`):` + newline or eight spaces are what makes code short.
+The sample is the passages with the smallest hashes, as many as fit: all parts of all sources are in it in proportion
+to their size, and the order of files does not matter. Passages keep their line ends and indentation, because pieces
+such as `):` with its newline, or eight spaces, are what makes code short.
 """
 
 from __future__ import annotations
 
+import heapq
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
@@ -24,16 +25,25 @@ _PASSAGE_CHARACTERS = 2000
 _TRAINING_THREADS = 4
 
 
-def sample_passages(documents: Iterable[Document], share: float) -> Iterator[str]:
-    """Passages of the documents, each with probability `share`."""
+def sample_passages(documents: Iterable[Document], sample_bytes: int) -> list[str]:
+    """A fair sample of passages of the documents, at most `sample_bytes` of UTF-8 in all (but at least one passage).
+
+    Memory is that of the sample, however much text passes by.
+    """
+    largest_first: list[tuple[float, str, int]] = []
+    sampled = 0
     for document in documents:
         for start in range(0, len(document.text), _PASSAGE_CHARACTERS):
             passage = document.text[start : start + _PASSAGE_CHARACTERS]
-            if unit_hash(passage.encode(), "tokenizer sample", 0) < share:
-                yield passage
+            utf8 = passage.encode()
+            heapq.heappush(largest_first, (-unit_hash(utf8, "tokenizer sample", 0), passage, len(utf8)))
+            sampled += len(utf8)
+            while sampled > sample_bytes and len(largest_first) > 1:
+                sampled -= heapq.heappop(largest_first)[2]
+    return [passage for _, passage, _ in sorted(largest_first)]
 
 
-def train_sentencepiece(options: SentencePieceOptions, passages: Iterable[str]) -> SentencePieceTokenizer:
+def train_sentencepiece(options: SentencePieceOptions, passages: Sequence[str]) -> SentencePieceTokenizer:
     """A model that normalizes nothing: what it encodes, it decodes.
 
     Raises:
