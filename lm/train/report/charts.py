@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
+from lm.train.report.markup import text
 from lm.train.report.scale import Axis, Scale, tick_labels
 
 Point = tuple[float, float | None]
@@ -22,11 +22,13 @@ class Series:
     """Points of rising x; a y that is None or not finite breaks the line.
 
     mark: a plain line, a faint one for raw values behind their smoothed ones, or a line with a dot at each point.
+    colour: which of the page's colours, 0 to 3.
     """
 
     name: str
     points: Sequence[Point]
     mark: Literal["line", "faint", "dots"] = "line"
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,16 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     """A `<figure>`: title, legend (for more than one series) and the chart; says so where there are no points."""
     shown = [(item, _thinned([point for point in item.points if x.shows(point[0])], y)) for item in series]
     legend = _legend([item for item, points in shown if points]) if len(series) > 1 else ""
-    caption = f"<figcaption>{escape(title)}{legend}</figcaption>"
+    caption = f"<figcaption>{text(title)}{legend}</figcaption>"
     xs = [px for _, points in shown for px, py in points if py is not None]
     ys = [py for _, points in shown for _, py in points if py is not None]
     if not ys:
         return f'<figure>{caption}<p class="empty">No data.</p></figure>'
     across = Scale.fit(xs, x, LEFT, WIDTH - RIGHT)
     up = Scale.fit(ys, y, HEIGHT - BOTTOM, TOP).widened(0.04)
-    marks = "".join(_marks(item, points, across, up, number) for number, (item, points) in enumerate(shown))
+    marks = "".join(_marks(item, points, across, up) for item, points in shown)
     return (
-        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">'
         f"{_axes(across, up, x, y)}{marks}</svg></figure>"
     )
 
@@ -68,7 +70,7 @@ def _thinned(points: Sequence[Point], y: Axis) -> list[Point]:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    keys = (f'<span class="key s{number} {item.mark}">{escape(item.name)}</span>' for number, item in enumerate(series))
+    keys = (f'<span class="key c{item.colour} {item.mark}">{text(item.name)}</span>' for item in series)
     return f'<span class="legend">{"".join(keys)}</span>'
 
 
@@ -78,20 +80,20 @@ def _axes(across: Scale, up: Scale, x: Axis, y: Axis) -> str:
     for tick, label in zip(up_ticks, tick_labels(up_ticks), strict=True):
         at = up.place(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text(label)}</text>')
     bottom = HEIGHT - BOTTOM
     for tick, label in zip(across_ticks, tick_labels(across_ticks), strict=True):
         at = across.place(tick)
         parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{escape(label)}</text>')
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{text(label)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x.label)}</text>')
-    parts.append(f'<text class="label" x="4" y="13">{escape(y.label)}</text>')
+    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{text(x.label)}</text>')
+    parts.append(f'<text class="label" x="4" y="13">{text(y.label)}</text>')
     return "".join(parts)
 
 
-def _marks(series: Series, points: Sequence[Point], across: Scale, up: Scale, number: int) -> str:
+def _marks(series: Series, points: Sequence[Point], across: Scale, up: Scale) -> str:
     path, dots, pen_down = "", "", False
     for px, py in points:
         if py is None:
@@ -104,13 +106,13 @@ def _marks(series: Series, points: Sequence[Point], across: Scale, up: Scale, nu
         if series.mark == "dots":
             cx, cy = at.split()
             hint = f"{series.name}: {py:.5g} at {px:g}"
-            dots += f'<circle cx="{cx}" cy="{cy}" r="3.2"><title>{escape(hint)}</title></circle>'
-    return f'<g class="s{number} {series.mark}"><path d="{path}"/>{dots}</g>' if path else ""
+            dots += f'<circle cx="{cx}" cy="{cy}" r="3.2"><title>{text(hint)}</title></circle>'
+    return f'<g class="c{series.colour} {series.mark}"><path d="{path}"/>{dots}</g>' if path else ""
 
 
 def bar_chart(title: str, bars: Sequence[Bar], digits: int = 3) -> str:
     """A `<figure>` of horizontal bars from 0, the value (at least 0) written after each."""
-    caption = f"<figcaption>{escape(title)}</figcaption>"
+    caption = f"<figcaption>{text(title)}</figcaption>"
     name_width, value_width = 190, 70
     longest = max((bar.value for bar in bars), default=0.0) or 1.0
     rows = []
@@ -120,12 +122,12 @@ def bar_chart(title: str, bars: Sequence[Bar], digits: int = 3) -> str:
         middle = top + BAR_HEIGHT / 2 + 4.5
         rows.append(
             f'<g class="{"strong" if bar.strong else "plain"}">'
-            f'<text class="name" x="{name_width - 12}" y="{middle}" text-anchor="end">{escape(bar.name)}</text>'
+            f'<text class="name" x="{name_width - 12}" y="{middle}" text-anchor="end">{text(bar.name)}</text>'
             f'<rect x="{name_width}" y="{top}" width="{width:.1f}" height="{BAR_HEIGHT}" rx="3"/>'
             f'<text class="value" x="{name_width + width + 8:.1f}" y="{middle}">{bar.value:.{digits}f}</text></g>'
         )
     height = max(len(bars) * (BAR_HEIGHT + BAR_GAP) - BAR_GAP, 1)
     return (
-        f'<figure>{caption}<svg class="bars" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f'<figure>{caption}<svg class="bars" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{text(title)}">'
         f"{''.join(rows)}</svg></figure>"
     )

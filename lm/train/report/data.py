@@ -1,0 +1,128 @@
+"""What a report shows, and the files of an output folder that it is read from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lm.errors import UserError
+from lm.plan import LayerPlan, Plan
+from lm.train.evaluation import Evaluation
+from lm.train.log import METRICS_FILE, plain, read_metrics
+from lm.train.sample import Sample, SamplingSettings
+
+EVALUATION_FILE = "evaluation.json"
+PLAN_FILE = "plan.json"
+SAMPLE_FILE = "sample.json"
+ENVIRONMENT_FILE = "environment.json"
+RUN_FILE = "run.yaml"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A run as the report tells it; what is None or empty is left out of the page.
+
+    metrics: records of `lm.train.log`. environment: names and values. run_file: the resolved run file's text.
+    """
+
+    title: str
+    metrics: Sequence[Mapping[str, Any]] = ()
+    evaluation: Evaluation | None = None
+    plan: Plan | None = None
+    sample: Sample | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    run_file: str = ""
+
+    def series(self, key: str) -> list[tuple[float, float | None]]:
+        """(step, value) of every record that has the key; None where the value was not finite."""
+        return [(record["step"], record[key]) for record in self.metrics if key in record]
+
+    def last(self, key: str) -> float | None:
+        """The newest value of a key; None where there is none."""
+        return next((record[key] for record in reversed(self.metrics) if record.get(key) is not None), None)
+
+
+def save_report_data(
+    output: Path,
+    *,
+    evaluation: Evaluation | None = None,
+    plan: Plan | None = None,
+    sample: Sample | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Writes what is given into the output folder, one file each, replacing an older one.
+
+    `metrics.jsonl` is the log's and `run.yaml` the run file's own.
+    """
+    if evaluation is not None:
+        _write(output / EVALUATION_FILE, evaluation.to_json())
+    if plan is not None:
+        _write(output / PLAN_FILE, plan.to_json())
+    if sample is not None:
+        _write(output / SAMPLE_FILE, asdict(sample))
+    if environment is not None:
+        _write(output / ENVIRONMENT_FILE, dict(environment))
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(plain(values), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def load_report_data(output: Path) -> ReportData:
+    """Reads the files of an output folder; those that are missing leave their part of the report out.
+
+    Raises UserError where `output` holds no metrics or a file is damaged.
+    """
+    if not (output / METRICS_FILE).exists():
+        raise UserError(f"{output}: no {METRICS_FILE} here, so there is no run to report on.")
+    environment = _read(output / ENVIRONMENT_FILE)
+    run_file = output / RUN_FILE
+    return ReportData(
+        title=output.resolve().name,
+        metrics=read_metrics(output / METRICS_FILE),
+        evaluation=_parsed(output / EVALUATION_FILE, Evaluation.from_json),
+        plan=_parsed(output / PLAN_FILE, _plan),
+        sample=_parsed(output / SAMPLE_FILE, _sample),
+        environment=environment or {},
+        run_file=run_file.read_text(encoding="utf-8") if run_file.exists() else "",
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}). Delete it to leave its part out of the report.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object. Delete it to leave its part out of the report.")
+    return values
+
+
+def _parsed(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
+    values = _read(path)
+    if values is None:
+        return None
+    try:
+        return parse(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not as this version writes it ({error}). Delete it to leave its part out of the report."
+        ) from error
+
+
+def _plan(values: dict[str, Any]) -> Plan:
+    own = {item.name: values[item.name] for item in fields(Plan)}
+    return Plan(**own | {"layers": tuple(LayerPlan(**layer) for layer in own["layers"])})
+
+
+def _sample(values: dict[str, Any]) -> Sample:
+    return Sample(values["prompt"], values["text"], SamplingSettings(**values["settings"]))

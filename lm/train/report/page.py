@@ -1,0 +1,190 @@
+"""The report: one HTML page that shows a run and needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lm.plan import LayerPlan, Plan
+from lm.train.evaluation import Evaluation
+from lm.train.format import byte_size, duration, short_number
+from lm.train.report.charts import Bar, Point, Series, bar_chart, line_chart
+from lm.train.report.data import ReportData
+from lm.train.report.markup import definitions, table, text
+from lm.train.report.scale import Axis
+from lm.train.report.style import STYLE
+from lm.train.sample import Sample
+
+STEP = Axis("step")
+SMOOTHING_SHARE = 0.04
+PLAN_COLUMNS = ("layer", "mixer", "sees", "heads", "parameters", "FLOPs/token", "cache/token", "cache", "reach")
+
+
+def render(data: ReportData) -> str:
+    """The whole page."""
+    parts = [
+        _header(data),
+        _baselines(data.evaluation),
+        _training(data),
+        _positions(data.evaluation),
+        _plan(data.plan),
+        _sample(data.sample),
+        _settings(data),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(data.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def smoothed(points: Iterable[Point], share: float = SMOOTHING_SHARE) -> list[Point]:
+    """A running mean that forgets exponentially, over about `share` of the points; it starts without a bias."""
+    points = list(points)
+    keep = 1 - 1 / max(1.0, share * len(points))
+    total = weight = 0.0
+    result: list[Point] = []
+    for step, value in points:
+        if value is not None:
+            total, weight = keep * total + value, keep * weight + 1
+        result.append((step, total / weight if weight else None))
+    return result
+
+
+def _header(data: ReportData) -> str:
+    cards = "".join(f"<div><b>{text(value)}</b><span>{text(name)}</span></div>" for name, value in _cards(data))
+    return f'<header><h1>{text(data.title)}</h1>{_verdict(data)}<div class="cards">{cards}</div></header>'
+
+
+def _verdict(data: ReportData) -> str:
+    found = data.evaluation
+    if found is None:
+        return '<p class="soft">Not evaluated on held-out text yet.</p>'
+    sentence = (
+        f"Held-out perplexity {found.perplexity:.4g} per token and {found.bits_per_byte:.3f} bits per byte "
+        f"after {found.step:,} steps, on {found.tokens:,} tokens ({byte_size(found.bytes)} of text)."
+    )
+    return f'<p class="soft">{text(sentence)}</p>'
+
+
+def _cards(data: ReportData) -> Iterable[tuple[str, str]]:
+    if data.evaluation is not None:
+        yield "held-out perplexity", f"{data.evaluation.perplexity:.4g}"
+        yield "bits per byte", f"{data.evaluation.bits_per_byte:.3f}"
+    if (tokens := data.last("tokens")) is not None:
+        yield "tokens trained on", short_number(tokens)
+    if data.plan is not None:
+        yield "parameters", short_number(data.plan.parameters)
+    if (speed := data.last("tokens_per_second")) is not None:
+        yield "tokens per second", short_number(speed)
+    if (share := data.last("mfu")) is not None:
+        yield "model FLOPs utilisation", f"{share:.1%}"
+    if seconds := sum(value for _, value in data.series("seconds") if value is not None):
+        yield "time in training steps", duration(seconds)
+
+
+def _baselines(found: Evaluation | None) -> str:
+    if found is None or not found.baselines:
+        return ""
+    bars = [Bar("this model", found.bits_per_byte, strong=True)]
+    bars += [Bar(name, value) for name, value in sorted(found.baselines.items(), key=lambda item: item[1])]
+    chart = bar_chart("Bits per byte of the held-out text, less is better", bars)
+    return f"<section><h2>Beside other ways to predict the same bytes</h2>{chart}</section>"
+
+
+def _training(data: ReportData) -> str:
+    if not data.metrics:
+        return ""
+    loss = data.series("loss")
+    curves = [
+        Series("each step", loss, "faint"),
+        Series("smoothed", smoothed(loss)),
+        Series("held-out", data.series("validation_loss"), "dots", colour=1),
+    ]
+    charts = [
+        line_chart("Loss", curves, STEP, Axis("nats per token")),
+        line_chart("Learning rate", [Series("", data.series("learning_rate"))], STEP, Axis("", from_zero=True)),
+        line_chart(
+            "Gradient norm before clipping",
+            [Series("", data.series("grad_norm"), colour=3)],
+            STEP,
+            Axis("logarithmic", log=10),
+        ),
+        line_chart(
+            "Speed",
+            [Series("", data.series("tokens_per_second"), colour=2)],
+            STEP,
+            Axis("tokens per second", from_zero=True),
+        ),
+    ]
+    return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
+
+
+def _positions(found: Evaluation | None) -> str:
+    if found is None or not found.by_position:
+        return ""
+    # The geometric middle of a bin, positions counted from 1, is its middle on the axis.
+    points = [(((part.first + 1) * part.end) ** 0.5, part.loss) for part in found.by_position]
+    chart = line_chart(
+        "Held-out loss by position in the document",
+        [Series("loss", points, "dots", colour=1)],
+        Axis("tokens read", log=2),
+        Axis("nats per token"),
+    )
+    note = "A model that uses its context predicts better the more of the document it has read."
+    return f'<section><h2>Use of context</h2><p class="soft">{note}</p>{chart}</section>'
+
+
+def _plan(plan: Plan | None) -> str:
+    if plan is None:
+        return ""
+    rows = [_layer_row(index, layer) for index, layer in enumerate(plan.layers)]
+    totals = definitions(
+        [
+            ("parameters", f"{plan.parameters:,} ({plan.embedding_parameters:,} of them embeddings)"),
+            ("forward FLOPs per token", short_number(plan.flops_per_token)),
+            ("training FLOPs per token", short_number(plan.training_flops_per_token)),
+            (f"cache at {plan.sequence_length:,} tokens", f"{byte_size(plan.cache_bytes)} per sequence"),
+        ]
+    )
+    layers = table(PLAN_COLUMNS, rows, words=frozenset({"mixer", "sees"}))
+    title = f"The model at {plan.sequence_length:,} tokens"
+    return f'<section><h2>{text(title)}</h2><div class="panel">{layers}{totals}</div></section>'
+
+
+def _layer_row(index: int, layer: LayerPlan) -> tuple[object, ...]:
+    return (
+        index,
+        layer.mixer if layer.mixer == layer.kind else f"{layer.mixer} ({layer.kind})",
+        layer.extent,
+        layer.heads if layer.heads == layer.kv_heads else f"{layer.heads} on {layer.kv_heads}",
+        f"{layer.parameters:,}",
+        short_number(layer.flops_per_token),
+        byte_size(layer.cache_bytes_per_token),
+        byte_size(layer.cache_bytes),
+        f"{layer.reach:,}",
+    )
+
+
+def _sample(sample: Sample | None) -> str:
+    if sample is None:
+        return ""
+    drawn = sample.settings
+    note = f"Temperature {drawn.temperature:g}, top-p {drawn.top_p:g}, seed {drawn.seed}; the prompt is in colour."
+    prompt = f'<span class="prompt">{text(sample.prompt)}</span>' if sample.prompt else ""
+    # A line break right after <pre> would be swallowed, and the sample may begin with one.
+    body = f'<pre class="wrap">\n{prompt}{text(sample.text)}</pre>'
+    return f'<section><h2>What it writes</h2><p class="soft">{text(note)}</p>{body}</section>'
+
+
+def _settings(data: ReportData) -> str:
+    parts = []
+    if data.environment:
+        parts.append(f'<h2>Environment</h2><div class="panel">{definitions(data.environment.items())}</div>')
+    if data.run_file:
+        parts.append(
+            '<h2>Run file</h2><details class="panel"><summary>As resolved, with every default</summary>'
+            f"<pre>\n{text(data.run_file)}</pre></details>"
+        )
+    return f"<section>{''.join(parts)}</section>" if parts else ""
