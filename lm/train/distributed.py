@@ -40,11 +40,11 @@ class World:
     device: torch.device
     _patient: dist.ProcessGroup | None
 
-    def sum(self, *values: torch.Tensor | float) -> list[float]:
-        """The sum over ranks of each value, in float64."""
-        total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in float64."""
+        total = values.to(self.device, torch.float64, copy=True)
         dist.all_reduce(total)
-        return list(total.tolist())
+        return total
 
     def gather(self, value: T) -> list[T]:
         """What each rank gave, in the order of ranks."""
@@ -98,8 +98,8 @@ def start() -> World:
 
 
 def stop() -> None:
-    """Leaves the other ranks."""
-    if dist.is_initialized():
+    """Leaves the other ranks. A world of one stays, for the next run of this process."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.destroy_process_group()
 
 

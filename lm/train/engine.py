@@ -83,7 +83,7 @@ class Engine:
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr
         engine.train()
-        targets = int(self.world.sum(float(sum(int((b.targets != -100).sum()) for b in micro_batches)))[0])
+        targets = int(self.world.sum(torch.stack([(b.targets != -100).sum() for b in micro_batches]).sum()))
         # DeepSpeed averages gradients over ranks, so the sum over targets needs the rank count back.
         scale = self.world.size / max(1, targets)
         nll = torch.zeros((), dtype=torch.float64, device=device)
@@ -96,7 +96,7 @@ class Engine:
             if not last:
                 engine.step()
         grad_norm, applied = self._update()
-        return StepResult(self.world.sum(nll)[0] / max(1, targets), targets, grad_norm, applied)
+        return StepResult(float(self.world.sum(nll)) / max(1, targets), targets, grad_norm, applied)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the negative log-likelihood of each target [N] (0 where there is none)."""

@@ -65,9 +65,7 @@ def fragments(engine: Any, model: nn.Module, rank: int, size: int) -> Iterator[F
     """This rank's pieces of the trainable parameters of `model`, which `engine` trains."""
     stage = engine.zero_optimization_stage()
     masters = _whole_masters(engine) if stage == 0 else {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in _trainable(model):
         if stage == 0:
             yield _whole(name, masters[parameter], engine.basic_optimizer.state, rank, size)
         elif stage == 3:
@@ -85,11 +83,16 @@ def publish(engine: Any, model: nn.Module) -> None:
                 parameter.copy_(master)
         elif stage == 3:
             engine.optimizer.checkpoint_event_prologue()
-            for parameter in (p for p in model.parameters() if p.requires_grad):
+            for _, parameter in _trainable(model):
                 parameter.ds_tensor.copy_(_local(parameter, "weight"))
             engine.optimizer.checkpoint_event_epilogue()
         else:
             engine.optimizer.update_lp_params()
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, Any]]:
+    # Any, since DeepSpeed hangs its own attributes on parameters.
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _masters(engine: Any) -> list[Tensor]:

@@ -8,9 +8,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
 _BLOCK = 1 << 24
@@ -35,9 +39,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for data in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
-            file.write(data)
-            digest.update(data)
+        parts: list[Buffer] = [len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())]
+        for part in parts:
+            file.write(part)
+            digest.update(part)
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(8 + len(text) + end, digest.hexdigest())
@@ -73,5 +78,6 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+def _bytes(tensor: Tensor) -> Buffer:
+    data: Buffer = tensor.view(-1).view(torch.uint8).numpy().data
+    return data

@@ -1,0 +1,166 @@
+"""The output folder of a run: who may use it, what it was begun with, and whether it is complete.
+
+run.yaml          the resolved run file, every default written out
+checkpoints/      see `lm.train.checkpoint`
+metrics.jsonl     see `lm.train.log`
+evaluation.json   the last held-out evaluation, and other files that `lm.train.report` reads
+model/            the final weights and the tokenizer
+complete.json     written last: the run is done
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from lm.data.options import DataOptions
+from lm.errors import UserError
+from lm.model.options import ModelOptions
+from lm.train.distributed import World
+from lm.train.manifest import checkpoints
+from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions
+from lm.train.report.data import RUN_FILE
+from lm.yaml_tree import dump_tree
+
+SAME = ("model", "data", "train.seed", "train.global_batch_tokens")
+"""Keys, or whole sections, that a run keeps for life: with others it would be another run."""
+FREE = ("data.cache_dir",)
+
+
+class Run(Protocol):
+    """What training reads of a run file (`lm.run_file.RunFile`, a floor above)."""
+
+    @property
+    def model(self) -> ModelOptions: ...
+    @property
+    def data(self) -> DataOptions: ...
+    @property
+    def train(self) -> TrainOptions: ...
+    @property
+    def optimizer(self) -> OptimizerOptions: ...
+    @property
+    def deepspeed(self) -> DeepSpeedOptions: ...
+    @property
+    def log(self) -> LogOptions: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+class RunFolder:
+    """Paths and promises of one output folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / RUN_FILE
+        self.checkpoints = root / "checkpoints"
+        self.model = root / "model"
+        self._complete = root / "complete.json"
+
+    def is_complete(self, run: Run) -> bool:
+        """Whether the run is done: nothing is left to do for these settings.
+
+        Raises UserError where the folder holds another run, or one that went further than `train.steps`.
+        """
+        self.require_same(run)
+        done = self.completed_steps
+        if done > run.train.steps:
+            raise UserError(
+                f"train.steps: {self.root} holds a finished run of {done} steps, more than {run.train.steps}. "
+                "Choose another train.output_dir for a shorter run."
+            )
+        return done == run.train.steps
+
+    @property
+    def completed_steps(self) -> int:
+        """The steps of the finished run in this folder; 0 where there is none."""
+        try:
+            return int(json.loads(self._complete.read_text())["steps"])
+        except FileNotFoundError:
+            return 0
+
+    def complete(self, steps: int) -> None:
+        """Marks the run as done."""
+        write_json(self._complete, {"steps": steps})
+
+    def require_same(self, run: Run) -> None:
+        """Raises UserError, naming the differences, unless `run` can go on where this folder's run stands.
+
+        Steps, schedule, stage, precision and the like may change between starts; see SAME for what may not.
+        """
+        if not checkpoints(self.checkpoints) or not self.config.exists():
+            return
+        before, now = _fixed(yaml.safe_load(self.config.read_text())), _fixed(_plain(run))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            lines = [f"  {key} was {before.get(key)} and is now {now.get(key)}" for key in changed]
+            raise UserError(
+                f"{self.root} holds checkpoints of a run with other settings:\n" + "\n".join(lines) + "\n"
+                "Set them back to go on with it, or choose another train.output_dir."
+            )
+
+    @contextmanager
+    def claimed(self, world: World) -> Iterator[None]:
+        """Holds the folder for this run. Collective; raises UserError if another run has it or it cannot be written."""
+        handles: list[int] = []
+        try:
+            world.on_rank_zero(lambda: handles.append(self._lock()))
+            yield
+        finally:
+            for handle in handles:
+                os.close(handle)  # and with it the lock, as when the process is killed
+
+    def _lock(self) -> int:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"train.output_dir: {self.root} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(
+                f"train.output_dir: another process is training in {self.root}. Wait for it, or choose another folder."
+            ) from None
+        return handle
+
+    def save_config(self, run: Run) -> None:
+        """Writes the resolved run file."""
+        self.config.write_text(dump_tree(run.model_dump(mode="json")))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a small JSON file in one step: a reader sees the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(dump_tree(run.model_dump(mode="json")))
+    return values
+
+
+def _fixed(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that must stay the same, by dotted key."""
+    leaves = dict(_leaves(values, ""))
+    return {
+        key: value
+        for key, value in leaves.items()
+        if key not in FREE and any(key == same or key.startswith(same + ".") for same in SAME)
+    }
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{path}.{key}" if path else str(key))

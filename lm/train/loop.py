@@ -1,0 +1,279 @@
+"""Training from start to finish: `train(run)` begins a run, goes on with it, or finds it complete."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm.data.batches import Batch
+from lm.data.prepare import Prepared, prepare
+from lm.errors import UserError
+from lm.model.decoder import LanguageModel
+from lm.plan import Plan, make_plan
+from lm.train import checkpoint, distributed, random_state
+from lm.train.checkpoint import Counters, SaveError
+from lm.train.distributed import World
+from lm.train.engine import Engine, StepResult
+from lm.train.evaluate import evaluate
+from lm.train.evaluation import Evaluation
+from lm.train.folder import Run, RunFolder
+from lm.train.log import RunLog
+from lm.train.manifest import keep_newest
+from lm.train.model_file import save_weights
+from lm.train.peak import device_peak, model_flops_utilisation
+from lm.train.progress import Progress
+from lm.train.report.data import save_report_data
+from lm.train.schedule import learning_rate
+
+MAX_SKIPPED_IN_A_ROW = 20
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def train(run: Run) -> None:
+    """Trains to `train.steps`, from the newest good checkpoint of `train.output_dir` if it holds one.
+
+    Works alone, under torchrun and under the deepspeed launcher. Raises UserError; on other ranks than 0, which have
+    nothing to add to its message, SystemExit.
+    """
+    try:
+        _train(run)
+    except UserError:
+        if distributed.launched_rank() != 0:
+            raise SystemExit(2) from None
+        raise
+
+
+def _train(run: Run) -> None:
+    folder = RunFolder(run.train.output_dir)
+    progress = Progress(rank=distributed.launched_rank(), every=run.log.every)
+    if folder.is_complete(run):
+        progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
+        return
+    rows = rows_per_rank(run, distributed.launched_size())
+    world = distributed.start()
+    with folder.claimed(world):
+        prepared = prepare_on_all_ranks(run, world, progress)
+        training = Training(run, folder, world, progress, prepared, rows)
+        training.resume()
+        training.finish_steps()
+        training.finish()
+    distributed.stop()
+
+
+def rows_per_rank(run: Run, ranks: int) -> int:
+    """Rows that each rank reads in one step. Raises UserError where the global batch does not divide."""
+    rows = run.train.global_batch_tokens // run.data.sequence_length
+    if rows % ranks:
+        raise UserError(
+            f"train.global_batch_tokens: {run.train.global_batch_tokens} tokens are {rows} rows of "
+            f"{run.data.sequence_length}, which {ranks} ranks cannot share equally: use a multiple of "
+            f"{ranks * run.data.sequence_length}, or another number of ranks"
+        )
+    return rows // ranks
+
+
+def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared:
+    """The run's data: rank 0 prepares what is not in the cache, then the others find it there."""
+    results: list[Prepared] = []
+
+    def work() -> None:
+        with progress.phase("preparing the data") as phase:
+            results.append(
+                prepare(run.data, lambda stage, done, total: phase.update(done, total=total or None, note=stage))
+            )
+
+    world.on_rank_zero(work)
+    return results[0] if results else prepare(run.data)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What turns tokens per second into model FLOPs utilisation: FLOPs of a token, FLOP/s of all devices."""
+
+    flops_per_token: float
+    peak_flops: float
+
+
+class Training:
+    """One run under way."""
+
+    def __init__(
+        self, run: Run, folder: RunFolder, world: World, progress: Progress, prepared: Prepared, rows: int
+    ) -> None:
+        """`rows`: rows that a rank reads in one step."""
+        self.run = run
+        self.folder = folder
+        self.world = world
+        self.progress = progress
+        self.prepared = prepared
+        self.rows = rows
+        self.counters = Counters(data=prepared.fingerprint)
+        self.evaluation: Evaluation | None = None
+        self.plan: Plan = make_plan(run.model, run.data.sequence_length, DTYPES[run.train.precision])
+        self.speed = self._speed()
+        self.engine = self._engine()
+
+    def _engine(self) -> Engine:
+        torch.manual_seed(self.run.train.seed)
+        with self.progress.phase("building the model"):
+            model = LanguageModel(self.run.model).to(self.world.device)
+            micro_batches = -(-self.rows // self.run.train.micro_batch_size)
+            return Engine(
+                model, self.run.train, self.run.optimizer, self.run.deepspeed, self.world, micro_batches=micro_batches
+            )
+
+    def _speed(self) -> Speed:
+        self.world.barrier()  # so that ranks which share a processor measure their share of it
+        peak = device_peak(self.world.device, DTYPES[self.run.train.precision])
+        return Speed(self.plan.training_flops_per_token, float(self.world.sum(torch.tensor(peak.flops))))
+
+    def resume(self) -> None:
+        """Puts everything where the newest good checkpoint left it; without one, begins."""
+        found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
+        if found is None:
+            random_state.seed(self.run.train.seed, 0, self.world.rank)
+        else:
+            self._restore(found)
+        if self.world.rank == 0:
+            self.folder.save_config(self.run)
+
+    def _restore(self, found: Path) -> None:
+        counters = checkpoint.read_counters(found)
+        if counters.data != self.prepared.fingerprint:
+            raise UserError(
+                f"data: the text or the tokenizer is not what the run in {self.folder.root} was trained on (files of "
+                "a source changed). Bring them back to go on with it, or choose another train.output_dir."
+            )
+        if counters.step > self.run.train.steps:
+            raise UserError(
+                f"train.steps: {found} is at step {counters.step} already, beyond {self.run.train.steps}. "
+                "Raise train.steps, or choose another train.output_dir."
+            )
+        checkpoint.load(found, self.engine.fragments())
+        self.engine.restored(counters.adam_step)
+        if counters.world == self.world.size:
+            checkpoint.load_random_state(found, self.world.rank)
+        else:
+            random_state.seed(self.run.train.seed, counters.step, self.world.rank)
+        self.counters = replace(counters, world=self.world.size)
+        self.progress.say(f"going on from step {counters.step} ({found})")
+
+    def finish_steps(self) -> None:
+        """All steps that are left, with evaluations and checkpoints at their intervals and at the end."""
+        train, log = self.run.train, self.run.log
+        skipped_in_a_row = 0
+        with (
+            RunLog(
+                self.folder.root,
+                rank=self.world.rank,
+                step=self.counters.step,
+                wandb=log.wandb,
+                project=log.project,
+                name=log.name,
+                config=self.run.model_dump(mode="json"),
+            ) as records,
+            self.progress.training(train.steps, self.counters.step) as bar,
+        ):
+            while self.counters.step < train.steps:
+                record, applied = self._step()
+                skipped_in_a_row = 0 if applied else skipped_in_a_row + 1
+                if self._due(train.evaluate_every):
+                    record |= self._evaluate()
+                records.write(record)
+                bar.update(record)
+                if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+                    raise UserError(
+                        f"the last {MAX_SKIPPED_IN_A_ROW} steps had a loss or gradient that is not finite and were "
+                        "skipped. Lower optimizer.lr, or look for what is wrong in the data; then start again."
+                    )
+                if self._due(train.checkpoint_every):
+                    records.sync()
+                    self._save()
+
+    def _due(self, every: int | None) -> bool:
+        step = self.counters.step
+        return step == self.run.train.steps or (every is not None and step % every == 0)
+
+    def _step(self) -> tuple[dict[str, Any], bool]:
+        """One optimizer step: its record for the log, and whether it was applied."""
+        start = time.perf_counter()
+        step, optimizer = self.counters.step, self.run.optimizer
+        micro_batches = self._micro_batches(step)
+        loaded = time.perf_counter()
+        lr = learning_rate(optimizer.lr, optimizer.schedule, step, self.run.train.steps)
+        result = self.engine.step(micro_batches, lr)
+        self.counters = replace(
+            self.counters,
+            step=step + 1,
+            skipped=self.counters.skipped + (not result.applied),
+            tokens=self.counters.tokens + self.run.train.global_batch_tokens,
+        )
+        return self._record(result, lr, time.perf_counter() - start, loaded - start), result.applied
+
+    def _micro_batches(self, step: int) -> list[Batch]:
+        """This rank's rows of a step: a pure function of the step."""
+        first = (step * self.world.size + self.world.rank) * self.rows
+        size = self.run.train.micro_batch_size
+        indices = range(first, first + self.rows)
+        return [self.prepared.train.rows(indices[begin : begin + size]) for begin in range(0, self.rows, size)]
+
+    def _record(self, result: StepResult, lr: float, seconds: float, data_seconds: float) -> dict[str, Any]:
+        tokens_per_second = self.run.train.global_batch_tokens / seconds
+        speed = self.speed
+        return {
+            "step": self.counters.step,
+            "loss": result.loss,
+            "learning_rate": lr,
+            "grad_norm": result.grad_norm,
+            "tokens": self.counters.tokens,
+            "targets": result.targets,
+            "skipped": self.counters.skipped,
+            "tokens_per_second": tokens_per_second,
+            "mfu": model_flops_utilisation(speed.flops_per_token, tokens_per_second, speed.peak_flops),
+            "step_seconds": seconds,
+            "data_seconds": data_seconds,
+        }
+
+    def _evaluate(self) -> dict[str, Any]:
+        validation, train = self.prepared.validation, self.run.train
+        if validation is None:
+            return {}
+        with self.progress.phase("evaluating"):
+            found = evaluate(self.engine, validation, self.counters.step, train.micro_batch_size, train.evaluate_tokens)
+        self.evaluation = found
+        if self.world.rank == 0:
+            save_report_data(self.folder.root, evaluation=found)
+        perplexity = found.perplexity if math.isfinite(found.loss) else math.nan
+        return {
+            "validation_loss": found.loss,
+            "validation_perplexity": perplexity,
+            "validation_bits_per_byte": found.bits_per_byte,
+        }
+
+    def _save(self) -> None:
+        """Writes a checkpoint. A full disk is said and survived, except at the end."""
+        self.counters = replace(self.counters, adam_step=self.engine.adam_step, world=self.world.size)
+        try:
+            checkpoint.save(self.folder.checkpoints, self.counters, self.engine.fragments(), self.world)
+        except SaveError as error:
+            if self.counters.step == self.run.train.steps:
+                raise UserError(f"{error}. Make room, then start again to go on from the one before it.") from None
+            self.progress.say(f"{error}; the one before it is kept")
+            return
+        if self.world.rank == 0:
+            keep_newest(self.folder.checkpoints, self.run.train.keep_checkpoints)
+
+    def finish(self) -> None:
+        """Writes the final weights beside the tokenizer, and marks the run as complete."""
+        found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
+        if self.world.rank == 0:
+            assert found is not None
+            save_weights(self.folder.model, found, self.engine.model)
+            self.prepared.tokenizer.save(self.folder.model)
+            self.folder.complete(self.counters.step)
+        self.world.barrier()
