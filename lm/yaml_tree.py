@@ -86,6 +86,10 @@ class Tree:
                 return f"{self.file}:{self.lines[path[:end]]}"
         return str(self.file)
 
+    def knows(self, path: KeyPath) -> bool:
+        """Whether this key path was written, in the file or on the command line."""
+        return path in self.lines or path in self.overrides
+
 
 def read_tree(file: Path, overrides: Sequence[str] = ()) -> Tree:
     """The run file with dotted overrides such as `train.steps=10` applied in order.

@@ -1,0 +1,183 @@
+"""What a configuration costs before it runs: parameters, FLOPs, caches, reach and memory, layer by layer.
+
+Nothing here is a second description of the model: the model itself is built on the meta device, its linear layers
+are counted, and every mixer is asked which query-key pairs it scores, what its cache keeps and how far it reaches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from lm.model.decoder import LanguageModel
+from lm.model.documents import Documents
+from lm.model.options import ModelOptions
+
+BACKWARD_TO_FORWARD = 2  # each product of the forward has two in the backward; nothing is recomputed
+LOGITS_CHUNK = 512  # tokens whose logits the loss holds at a time
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer.
+
+    Attributes:
+        mixer: Its name in the run file; `kind` is its mechanism and `extent` how far it looks.
+        heads, kv_heads: Query heads, and key/value heads that attention really uses.
+        parameters: Of mixer, MLP and norms.
+        flops_per_token: Forward FLOPs of the linear layers and of attention, averaged over the tokens of one document
+            of the training length. Norms, activations, rotations and scans are left out.
+        cache_bytes: What decoding keeps for this layer and one row after the training length.
+        cache_bytes_per_token: What each further token adds to that, averaged over as many tokens again.
+        reach: Tokens, itself included, from which the farthest-seeing token can know through all layers up to here.
+    """
+
+    mixer: str
+    kind: str
+    extent: str
+    heads: int
+    kv_heads: int
+    parameters: int
+    flops_per_token: float
+    cache_bytes_per_token: float
+    cache_bytes: int
+    reach: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model at a training length: its layers, and its totals with embedding, final norm and output head."""
+
+    sequence_length: int
+    layers: tuple[LayerPlan, ...]
+    parameters: int
+    embedding_parameters: int
+    flops_per_token: float
+    activation_bytes_per_token: float
+    vocab_size: int
+
+    @property
+    def training_flops_per_token(self) -> float:
+        """Forward and backward, without recomputation: three times the forward."""
+        return self.flops_per_token * (1 + BACKWARD_TO_FORWARD)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of all layers, for one row at the training length."""
+        return sum(layer.cache_bytes for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the derived totals."""
+        totals = {"training_flops_per_token": self.training_flops_per_token, "cache_bytes": self.cache_bytes}
+        return asdict(self) | totals
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank while it trains. Activations are an estimate; buffers of communication are left out."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def make_plan(options: ModelOptions, sequence_length: int, dtype: torch.dtype = torch.float32) -> Plan:
+    """The plan of a model with vocab_size filled in, trained on documents of `sequence_length` tokens in `dtype`."""
+    assert options.vocab_size is not None
+    with torch.device("meta"), _NoInitialisers():
+        model = LanguageModel(options)
+    layers = _layer_plans(model, options, sequence_length, dtype)
+    head = options.vocab_size * options.hidden_size
+    return Plan(
+        sequence_length=sequence_length,
+        layers=layers,
+        parameters=_parameters(model),
+        embedding_parameters=head * (1 if options.tie_word_embeddings else 2),
+        flops_per_token=sum(layer.flops_per_token for layer in layers) + 2 * head,
+        activation_bytes_per_token=_activations_per_token(model, options) * dtype.itemsize,
+        vocab_size=options.vocab_size,
+    )
+
+
+def rank_memory(plan: Plan, *, zero_stage: int, world_size: int, micro_batch_size: int, dtype: torch.dtype) -> Memory:
+    """Memory of one rank under DeepSpeed's AdamW with fp32 master weights (arXiv 1910.02054, section 3).
+
+    The two moments and, except for fp32 without ZeRO, a separate fp32 copy of the weights count as the optimizer's.
+    ZeRO 1 divides these over the ranks, 2 the gradients too, 3 the weights too.
+    """
+    shares = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    master = 0 if dtype == torch.float32 and zero_stage == 0 else 4
+    per_parameter = (dtype.itemsize, dtype.itemsize, 8 + master)
+    weights, gradients, optimizer = (
+        -(-plan.parameters * size // share) for size, share in zip(per_parameter, shares, strict=True)
+    )
+    tokens = micro_batch_size * plan.sequence_length
+    logits = min(tokens, LOGITS_CHUNK) * plan.vocab_size * 4
+    return Memory(weights, gradients, optimizer, round(tokens * plan.activation_bytes_per_token) + logits)
+
+
+class _NoInitialisers(TorchFunctionMode):
+    """Skips `torch.nn.init`: meta tensors hold nothing, and its first call on one imports the compiler, for 2 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _layer_plans(model: LanguageModel, options: ModelOptions, length: int, dtype: torch.dtype) -> tuple[LayerPlan, ...]:
+    documents = Documents.from_lengths([length])
+    earliest = documents.position
+    pairs: dict[str, int] = {}
+    plans = []
+    for name, layer, mixer in zip(options.layer_names, model.model.layers, model.model.mixers, strict=True):
+        if name not in pairs:
+            pairs[name] = mixer.scored_pairs(documents)
+        earliest = mixer.earliest(documents, earliest)
+        attention = 4 * mixer.dimensions.head_dim * pairs[name] / length
+        now, later = (mixer.cache_bytes(tokens, dtype) for tokens in (length, 2 * length))
+        plans.append(
+            LayerPlan(
+                mixer=name,
+                kind=mixer.options.kind,
+                extent=mixer.options.extent,
+                heads=mixer.dimensions.num_attention_heads,
+                kv_heads=sum(mixer.visible(documents).kv_heads),
+                parameters=_parameters(layer),
+                flops_per_token=2 * _linear_weights(layer) + attention,
+                cache_bytes_per_token=(later - now) / length,
+                cache_bytes=now,
+                reach=int((documents.position - earliest).max()) + 1,
+            )
+        )
+    return tuple(plans)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _linear_weights(module: nn.Module) -> int:
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _activations_per_token(model: LanguageModel, options: ModelOptions) -> int:
+    """Values that the backward needs per token, roughly: what every linear layer put out, each norm's scaled input and
+    output, attention's output, and the MLP's activation and product. What a mixer keeps beyond that is left out."""
+    dimensions = options.dimensions
+    assert options.intermediate_size is not None
+    outputs = sum(part.out_features for part in model.modules() if isinstance(part, nn.Linear))
+    norm = 2 * options.hidden_size
+    attention = dimensions.num_attention_heads * dimensions.head_dim
+    mlp = options.intermediate_size * (1 if options.mlp == "gelu" else 2)
+    return outputs + options.num_hidden_layers * (2 * norm + attention + mlp) + norm

@@ -1,0 +1,88 @@
+"""The plan of a run file, on the terminal."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lm.plan import Memory, Plan, make_plan, rank_memory
+from lm.run_file import RunFile
+from lm.train.format import short_number
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def plan_run(run: RunFile, world_size: int) -> tuple[Plan, Memory]:
+    """The plan of a run's model at its training length, and the memory of one of `world_size` ranks."""
+    dtype = DTYPES[run.train.precision]
+    plan = make_plan(run.model, run.data.sequence_length, dtype)
+    memory = rank_memory(
+        plan,
+        zero_stage=run.deepspeed.zero_stage,
+        world_size=world_size,
+        micro_batch_size=run.train.micro_batch_size,
+        dtype=dtype,
+    )
+    return plan, memory
+
+
+def print_plan(run: RunFile, plan: Plan, memory: Memory, world_size: int) -> None:
+    """Writes the layers and the totals to standard output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(_layer_table(plan))
+    console.print(_totals(run, plan, memory, world_size))
+
+
+def byte_size(count: float) -> str:
+    """`1536` -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+def _layer_table(plan: Plan) -> Table:
+    table = Table(title=f"Layers at {plan.sequence_length:,} tokens")
+    table.add_column("layer", justify="right")
+    table.add_column("mixer")
+    table.add_column("sees")
+    for column in ("heads", "parameters", "FLOPs/token", "cache/token", "cache", "reach"):
+        table.add_column(column, justify="right")
+    for index, layer in enumerate(plan.layers):
+        table.add_row(
+            str(index),
+            layer.mixer if layer.mixer == layer.kind else f"{layer.mixer} ({layer.kind})",
+            layer.extent,
+            f"{layer.heads}" if layer.heads == layer.kv_heads else f"{layer.heads} on {layer.kv_heads}",
+            f"{layer.parameters:,}",
+            short_number(layer.flops_per_token),
+            byte_size(layer.cache_bytes_per_token),
+            byte_size(layer.cache_bytes),
+            f"{layer.reach:,}",
+        )
+    return table
+
+
+def _totals(run: RunFile, plan: Plan, memory: Memory, world_size: int) -> Table:
+    tokens = run.train.steps * run.train.global_batch_tokens
+    ranks = f"rank of {world_size}, ZeRO {run.deepspeed.zero_stage}, {run.train.precision}"
+    rows = {
+        "parameters": f"{plan.parameters:,} ({plan.embedding_parameters:,} of them embeddings)",
+        "forward FLOPs per token": short_number(plan.flops_per_token),
+        "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} (3 x forward, no recomputation)",
+        "whole run": f"{short_number(tokens)} tokens, {short_number(plan.training_flops_per_token * tokens)} FLOPs",
+        f"cache at {plan.sequence_length:,} tokens": f"{byte_size(plan.cache_bytes)} per sequence",
+        f"memory per {ranks}": f"{byte_size(memory.total)} without communication buffers",
+        "  weights": byte_size(memory.parameters),
+        "  gradients": byte_size(memory.gradients),
+        "  optimizer": byte_size(memory.optimizer),
+        "  activations": f"about {byte_size(memory.activations)} for {run.train.micro_batch_size} rows",
+    }
+    table = Table(title="Totals", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,177 @@
+"""Run files: what loads, what is derived, what is refused and in which words, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lm.errors import UserError
+from lm.model.mixers.attention import AttentionOptions
+from lm.run_file import RunFile, json_schema, load_run_file, to_yaml
+
+MINIMAL = """\
+model:
+  hidden_size: 64
+  num_attention_heads: 4
+  mixers:
+    rat: {kind: rat, chunk_size: 4}
+    local: {kind: attention, window: 8}
+  layers: "(rat local)*2"
+data:
+  tokenizer: {kind: bytes}
+  sources:
+  - {path: python-stdlib}
+  sequence_length: 32
+train:
+  output_dir: runs/x
+  steps: 10
+  global_batch_tokens: 64
+optimizer:
+  lr: 1e-3
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_run_file(path, overrides)
+    return str(caught.value).replace(str(path), "run.yaml")
+
+
+def test_what_follows_from_other_keys_is_filled_in(minimal: Path) -> None:
+    run = load_run_file(minimal)
+    assert run.model.vocab_size == 258  # the byte tokenizer's
+    assert run.model.max_position_embeddings == 32
+    assert run.model.layer_names == ["rat", "local", "rat", "local"]
+    assert run.optimizer.lr == 1e-3
+    given = load_run_file(minimal, ["model.vocab_size=320", "model.max_position_embeddings=64"])
+    assert (given.model.vocab_size, given.model.max_position_embeddings) == (320, 64)
+
+
+def test_no_default_stays_hidden_in_the_resolved_file(minimal: Path) -> None:
+    resolved = yaml.safe_load(to_yaml(load_run_file(minimal)))
+
+    def keys(schema: dict[str, Any]) -> set[str]:
+        return set(schema.get("properties", {}))
+
+    schema = json_schema()
+    for section, reference in schema["properties"].items():
+        if section != "deepspeed":
+            name = reference.get("$ref", "").rpartition("/")[2]
+            assert keys(schema["$defs"][name]) == set(resolved[section])
+    for key in ("vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"):
+        assert resolved["model"][key] is not None
+
+
+runs = st.fixed_dictionaries(
+    {
+        "model.hidden_size": st.sampled_from([64, 128]),
+        "model.layers": st.sampled_from(["rat", "(rat local)*2", "local*3 rat"]),
+        "model.mixers.rat.chunk_size": st.integers(1, 64),
+        "model.tie_word_embeddings": st.booleans(),
+        "model.rms_norm_eps": st.floats(1e-12, 1e-3),
+        "data.tokenizer": st.sampled_from([{"kind": "bytes"}, {"kind": "sentencepiece", "vocab_size": 500}]),
+        "data.sources.0.path": st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1),
+        "data.sources.0.weight": st.floats(1e-6, 1e6),
+        "train.gradient_clipping": st.none() | st.floats(0.01, 10),
+        "train.output_dir": st.sampled_from(["runs/a", "off", "3e-4", "2020-01-01", "null"]),
+        "optimizer.schedule": st.sampled_from([{"kind": "constant"}, {"kind": "wsd", "warmup_steps": 2}]),
+        "deepspeed.zero_stage": st.integers(0, 3),
+        "log.name": st.none() | st.text("abc: #-'\"{}[]é", min_size=1, max_size=8),
+    }
+)
+
+
+@given(changes=runs)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_resolved_run_loads_back_equal(minimal: Path, changes: dict[str, Any]) -> None:
+    run = load_run_file(minimal, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()])
+    resolved = minimal.with_name("resolved.yaml")
+    resolved.write_text(to_yaml(run), encoding="utf-8")
+    again = load_run_file(resolved)
+    assert again == run
+    assert to_yaml(again) == to_yaml(run)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.stesp=3", "train.stesp: unknown key. Did you mean 'steps'?"),
+        ("steps=3", "steps: unknown key. Did you mean train.steps?"),
+        ("train.steps=many", "train.steps: given 'many'; should be a valid integer"),
+        ("train.steps=0", "train.steps: given 0; should be greater than or equal to 1"),
+        ("train.precision=fp16", "train.precision: given 'fp16'; allowed: 'fp32' or 'bf16'. Did you mean 'bf16'?"),
+        ("train.global_batch_tokens=65", "train.global_batch_tokens is 65, which is not a multiple of"),
+        ("model.num_attention_heads=5", "hidden_size 64 is not divisible by num_attention_heads 5"),
+        ("model.mixers.local.window=-3", "model.mixers.local.window: given -3; should be greater than or equal to 1"),
+        ("model.mixers.rat.chunk=3", "model.mixers.rat.chunk: unknown key. Did you mean 'chunk_size'?"),
+        ("model.mixers.rat.kind=rta", "model.mixers.rat: given kind 'rta'; allowed: "),
+        ("model.layers=(rat local", "this '(' is never closed (column 1)\n  (rat local\n  ^"),
+        (
+            "model.layers=rat glob",
+            "'glob' is not a mixer. Defined under mixers: local, rat (column 5)\n  rat glob\n      ^",
+        ),
+        ("model.vocab_size=100", "model.vocab_size: given 100; the tokenizer has 258 tokens, so 258 or more"),
+        ("model.max_position_embeddings=16", "model.max_position_embeddings is 16, less than data.sequence_length 32"),
+        ("data.tokenizer.kind=byte", "data.tokenizer: given kind 'byte'; allowed: "),
+        ("data.sources=[]", "data.sources: given [];"),
+        ("data.tokenizer={kind: huggingface, path: nowhere}", "data.tokenizer.path: 'nowhere"),
+        ("deepspeed.zero_stage=4", "deepspeed.zero_stage: given 4; allowed: 0, 1, 2 or 3"),
+        (
+            "log.wandb=onlin",
+            "log.wandb: given 'onlin'; allowed: 'disabled', 'offline' or 'online'. Did you mean 'online'?",
+        ),
+        ("optimizer.schedule={kind: wsd, warmup_steps: 9, decay_steps: 5}", "take 14 steps, but train.steps is 10"),
+        ("train=", "train: given None; a section is expected, with the keys output_dir, steps"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_readable_line(minimal: Path, override: str, says: str) -> None:
+    message = refusal(minimal, override)
+    assert says in message
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+    assert len(message.split("\n")) <= 3
+
+
+def test_a_mistake_in_the_file_has_its_line(minimal: Path) -> None:
+    minimal.write_text(MINIMAL.replace("window: 8", "windw: 8").replace("steps: 10", "steps: ten"))
+    assert refusal(minimal) == (
+        "run.yaml:6: model.mixers.local.windw: unknown key. Did you mean 'window'? "
+        f"Known here: {', '.join(AttentionOptions.model_fields)}\n"
+        "run.yaml:15: train.steps: given 'ten'; should be a valid integer, unable to parse string as an integer"
+    )
+
+
+def test_a_mistake_in_the_pattern_is_pointed_at(minimal: Path) -> None:
+    minimal.write_text(MINIMAL.replace("(rat local)*2", "(rat locl)*2"))
+    message = refusal(minimal)
+    assert "'locl' is not a mixer. Did you mean 'local'? Defined under mixers: local, rat (column 6)" in message
+    assert message.endswith("\n  (rat locl)*2\n       ^")
+
+
+def test_every_option_is_described_in_the_schema() -> None:
+    schema = json_schema()
+    json.dumps(schema)
+    for name, definition in [("RunFile", schema), *schema["$defs"].items()]:
+        assert definition.get("description"), f"{name} needs a docstring"
+        for key, value in definition["properties"].items():
+            assert value.get("description") or key == "kind", f"{name}.{key} needs a description"
+
+
+def test_the_tree_is_frozen(minimal: Path) -> None:
+    run = load_run_file(minimal)
+    assert isinstance(run, RunFile)
+    with pytest.raises(ValueError, match="frozen"):
+        run.train.steps = 3  # type: ignore[misc]
