@@ -55,6 +55,12 @@ class KeyValues:
         """The first `count` slots of every row, without a copy: two [rows, heads, count, head_dim]."""
         return self.keys[:, :, :count], self.values[:, :, :count]
 
+    def crop(self, before: Tensor, after: Tensor) -> None:
+        """Cuts every row from `before` [rows] entries back to `after`; raises ValueError for overwritten entries."""
+        if self.window is not None and bool(((before > self.window) & (after < before)).any()):
+            raise ValueError(f"a window of {self.window} no longer holds the tokens before its last {self.window}")
+        self.used = after if self.window is None else after.clamp(max=self.window)
+
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was; the number of rows may change."""
         self.keys, self.values = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
@@ -15,11 +16,15 @@ from lm.model.mixers import Mixer, build_mixer
 from lm.model.options import ModelOptions
 
 
-class Decoder(nn.Module):
-    """Embedding, layers and final norm."""
+class DecoderLayers(nn.Module):
+    """Embedding, layers and final norm, to be inherited beside any module class that needs its own constructor."""
 
-    def __init__(self, options: ModelOptions) -> None:
-        super().__init__()
+    embed_tokens: nn.Embedding
+    layers: nn.ModuleList
+    norm: nn.RMSNorm
+
+    def build(self, options: ModelOptions) -> None:
+        """Adds the modules; called once, at the end of the constructor."""
         assert options.vocab_size is not None, "vocab_size is taken from the tokenizer before a model is built"
         assert options.intermediate_size is not None
         self.embed_tokens = nn.Embedding(options.vocab_size, options.hidden_size)
@@ -35,11 +40,21 @@ class Decoder(nn.Module):
         )
         self.norm = nn.RMSNorm(options.hidden_size, eps=options.rms_norm_eps)
 
-    def forward(self, tokens: Tensor, documents: Documents, cache: DecoderCache | None = None) -> Tensor:
-        """Hidden states [N, hidden_size] of tokens [N] int64; a cache is read, then extended in place."""
-        x: Tensor = self.embed_tokens(tokens)
+    def run(
+        self,
+        x: Tensor,
+        documents: Documents,
+        cache: DecoderCache | None = None,
+        wrap: Callable[[int, Block], Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
+        """Final hidden states [N, hidden_size] of embedded tokens x; a cache is read, then extended in place.
+
+        wrap: replaces the call of layer i, for activation checkpointing or to look at what goes in.
+        """
         for index, layer in enumerate(self.layers):
-            x = layer(x, documents, None if cache is None else cache.layers[index])
+            assert isinstance(layer, Block)
+            call = layer if wrap is None else wrap(index, layer)
+            x = call(x, documents, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.seen = documents.total
         out: Tensor = self.norm(x)
@@ -54,6 +69,30 @@ class Decoder(nn.Module):
         """An empty cache for `rows` documents."""
         layers = [mixer.new_cache(rows, dtype, device) for mixer in self.mixers]
         return DecoderCache(layers, torch.zeros(rows, dtype=torch.int64, device=device))
+
+    def crop(self, cache: DecoderCache, seen: Tensor) -> None:
+        """Cuts every row back to `seen` [rows] tokens; raises ValueError, naming the layer, where that is impossible.
+
+        A refused cut leaves the cache usable: nothing is overwritten, and `cache.seen` moves last.
+        """
+        for index, (mixer, layer) in enumerate(zip(self.mixers, cache.layers, strict=True)):
+            try:
+                mixer.crop(layer, cache.seen, seen)
+            except ValueError as error:
+                raise ValueError(f"layer {index} ({mixer.options.kind}): {error}") from None
+        cache.seen = seen
+
+
+class Decoder(DecoderLayers):
+    """The decoder of a language model."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        self.build(options)
+
+    def forward(self, tokens: Tensor, documents: Documents, cache: DecoderCache | None = None) -> Tensor:
+        """Hidden states [N, hidden_size] of tokens [N] int64; a cache is read, then extended in place."""
+        return self.run(self.embed_tokens(tokens), documents, cache)
 
 
 class Head(nn.Module):

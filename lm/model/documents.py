@@ -148,6 +148,10 @@ class Documents:
         order = torch.argsort(residue, stable=True)
         count = self.num_documents * dilation
         lengths = torch.bincount(residue, minlength=count)
-        residues = torch.arange(dilation, device=residue.device)
-        past = (self.past[:, None] - residues + dilation - 1).div(dilation, rounding_mode="floor").clamp(min=0)
-        return order, Documents.from_lengths(lengths, past.flatten())
+        return order, Documents.from_lengths(lengths, residue_counts(self.past, dilation))
+
+
+def residue_counts(tokens: Tensor, dilation: int) -> Tensor:
+    """[D * dilation]: how many of the first `tokens` [D] positions leave each residue modulo `dilation`."""
+    residues = torch.arange(dilation, device=tokens.device)
+    return (tokens[:, None] - residues + dilation - 1).div(dilation, rounding_mode="floor").clamp(min=0).flatten()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kernels.interval_attention import interval_attention
 from kernels.interval_attention.slots import attend_slots
 from lm.model.cache import KeyValues, MixerCache
-from lm.model.documents import Documents, Visible
+from lm.model.documents import Documents, Visible, residue_counts
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions, OptionsT
 from lm.model.rope import rope_table, rotate
 
@@ -143,6 +143,14 @@ class SoftmaxMixer(Mixer[OptionsT]):
             ]
         )
 
+    @property
+    def croppable(self) -> bool:
+        return all(group.window is None for group in self.decode_groups())
+
+    def crop(self, cache: MixerCache, before: Tensor, after: Tensor) -> None:
+        for buffer in cache.buffers:
+            buffer.crop(before, after)
+
     def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
         entries = sum(
             group.kv_heads * (length if group.window is None else min(length, group.window))
@@ -213,6 +221,9 @@ class Attention(SoftmaxMixer[AttentionOptions]):
         for buffer in cache.buffers:
             buffer.parts = self.options.dilation
         return cache
+
+    def crop(self, cache: MixerCache, before: Tensor, after: Tensor) -> None:
+        super().crop(cache, *(residue_counts(tokens, self.options.dilation) for tokens in (before, after)))
 
     def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
         dilation = self.options.dilation

@@ -69,6 +69,15 @@ class Mixer(nn.Module, ABC, Generic[OptionsT]):
     def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
         """An empty cache for `rows` documents."""
 
+    @property
+    @abstractmethod
+    def croppable(self) -> bool:
+        """Whether a cache can always be cut back to any shorter length."""
+
+    @abstractmethod
+    def crop(self, cache: MixerCache, before: Tensor, after: Tensor) -> None:
+        """Cuts every row from `before` [rows] tokens back to `after` [rows]; raises ValueError if it cannot."""
+
     @abstractmethod
     def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
         """Bytes of one row's entries and states after `length` tokens, allocated slack left out."""

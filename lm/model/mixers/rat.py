@@ -126,6 +126,17 @@ class Rat(Mixer[RatOptions]):
         finals = KeyValues(rows, self.heads, self.head_dim, None, dtype, device)
         return MixerCache([finals], {"running_key": running, "running_value": running.clone()})
 
+    @property
+    def croppable(self) -> bool:
+        return False
+
+    def crop(self, cache: MixerCache, before: Tensor, after: Tensor) -> None:
+        size = self.options.chunk_size
+        if bool(((after % size != 0) & (after < before)).any()):
+            raise ValueError(f"a recurrence over chunks of {size} tokens can only be cut back to a multiple of {size}")
+        entries = (tokens.add(size - 1).div(size, rounding_mode="floor") for tokens in (before, after))
+        cache.buffers[0].crop(*entries)
+
     def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
         finals = math.ceil(length / self.options.chunk_size)
         per_entry = 2 * self.heads * self.head_dim

@@ -1,0 +1,94 @@
+"""The cache of a Braid model as transformers' generation knows it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from lm.model.cache import DecoderCache
+from lm.model.decoder import DecoderLayers
+
+
+class BraidCache(Cache):
+    """Holds what every layer keeps; empty until a model's first forward fills it.
+
+    Lengths count columns of `input_ids`, padding included, as transformers expects; what each row has really seen
+    is `decoder.seen`.
+    """
+
+    is_compileable = False
+    is_sliding: list[bool] = []  # noqa: RUF012 - overrides a property of the base class
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.decoder: DecoderCache | None = None
+        self.columns = 0
+        self._model: DecoderLayers | None = None
+
+    def open(self, model: DecoderLayers, rows: int, dtype: torch.dtype, device: torch.device) -> DecoderCache:
+        """The layers' caches, created for `rows` rows on first use."""
+        if self.decoder is None:
+            self.decoder = model.new_cache(rows, dtype, device)
+            self._model = model
+        if self.decoder.rows != rows:
+            raise ValueError(f"this cache holds {self.decoder.rows} rows, the input has {rows}")
+        return self.decoder
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rows={self.batch_size}, columns={self.columns}, bytes={self.used_bytes})"
+
+    def __len__(self) -> int:
+        return 0 if self.decoder is None else len(self.decoder.layers)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all rows' entries and states, slack left out."""
+        return 0 if self.decoder is None else sum(layer.used_bytes for layer in self.decoder.layers)
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self.decoder is None else self.decoder.rows
+
+    @property
+    def is_initialized(self) -> bool:
+        return self.decoder is not None
+
+    @property
+    def is_croppable(self) -> bool:
+        return self._model is not None and all(mixer.croppable for mixer in self._model.mixers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.columns
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.columns + query_length, 0
+
+    def reset(self) -> None:
+        self.decoder, self.columns = None, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        if self.decoder is not None:
+            self.decoder.reorder(beam_idx.to(self.decoder.seen.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.decoder is not None:
+            self.reorder_cache(torch.arange(self.decoder.rows).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last `-tokens_to_remove` tokens of every row (the number is negative, as transformers has it).
+
+        Raises ValueError, naming the layer, where a mixer no longer holds what it knew then.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError("crop takes a negative number: how many tokens to remove from the end")
+        if self.decoder is None or self._model is None or tokens_to_remove == 0:
+            return
+        self._model.crop(self.decoder, self.decoder.seen + tokens_to_remove)
+        self.columns += tokens_to_remove
