@@ -7,7 +7,7 @@ progress display and the report know, each optional:
     learning_rate        of the first parameter group, as used in the step
     grad_norm            global gradient norm before clipping
     tokens               training tokens seen since the run began
-    seconds              wall-clock time of the step
+    step_seconds         wall-clock time of the step
     tokens_per_second    over all ranks
     mfu                  model FLOPs utilisation, a share in [0, 1]
     validation_loss      held-out loss after the step, nats per token

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import EllipsisType
 from typing import Any
 
 from rich.console import Console
@@ -27,13 +28,18 @@ class Phase:
         self._task = live.add_task(description, total=total, note="", clock="")
         self.note = ""
 
-    def update(self, completed: float | None = None, *, total: float | None = None, note: str | None = None) -> None:
-        """Sets how much is done, out of how much (any unit), and a few words such as `3.2M tokens`.
+    def update(
+        self, completed: float | None = None, *, total: float | EllipsisType | None = ..., note: str | None = None
+    ) -> None:
+        """Sets how much is done, out of how much (any unit; None for unknown), and a few words: `3.2M tokens`.
 
-        The last note stays on the line that the phase leaves behind.
+        What is left out stays as it is. The last note is on the line that the phase leaves behind.
         """
         self.note = self.note if note is None else note
-        self._live.update(self._task, completed=completed, total=total, note=self.note)
+        if not isinstance(total, EllipsisType):
+            # Live.update cannot make a known total unknown again.
+            next(task for task in self._live.tasks if task.id == self._task).total = total
+        self._live.update(self._task, completed=completed, note=self.note)
 
     def advance(self, amount: float = 1) -> None:
         """Adds to what is done."""
@@ -144,7 +150,7 @@ class Progress:
     def phase(self, description: str, total: float | None = None) -> Iterator[Phase]:
         """Work before, during or after training: `with progress.phase("training the tokenizer") as phase: ...`.
 
-        A spinner while `total` is unknown (it may come later, by `Phase.update`), else a bar. A phase inside another,
+        A spinner while `total` is unknown (it may come and go, by `Phase.update`), else a bar. A phase inside another,
         or inside training, is a second bar while it lasts and leaves no line.
         """
         outermost = self._depth == 0

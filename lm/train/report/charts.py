@@ -14,7 +14,7 @@ Point = tuple[float, float | None]
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 42
 MOST_POINTS = 600
-BAR_HEIGHT, BAR_GAP = 26, 10
+BAR_HEIGHT, BAR_GAP = 40, 18
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _marks(series: Series, points: Sequence[Point], across: Scale, up: Scale) ->
 def bar_chart(title: str, bars: Sequence[Bar], digits: int = 3) -> str:
     """A `<figure>` of horizontal bars from 0, the value (at least 0) written after each."""
     caption = f"<figcaption>{text(title)}</figcaption>"
-    name_width, value_width = 190, 70
+    name_width, value_width = 170, 70
     longest = max((bar.value for bar in bars), default=0.0) or 1.0
     rows = []
     for number, bar in enumerate(bars):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lm.plan import LayerPlan, Plan
 from lm.train.evaluation import Evaluation
@@ -23,9 +23,8 @@ def render(data: ReportData) -> str:
     """The whole page."""
     parts = [
         _header(data),
-        _baselines(data.evaluation),
+        _held_out(data.evaluation),
         _training(data),
-        _positions(data.evaluation),
         _plan(data.plan),
         _sample(data.sample),
         _settings(data),
@@ -39,16 +38,17 @@ def render(data: ReportData) -> str:
     )
 
 
-def smoothed(points: Iterable[Point], share: float = SMOOTHING_SHARE) -> list[Point]:
-    """A running mean that forgets exponentially, over about `share` of the points; it starts without a bias."""
-    points = list(points)
-    keep = 1 - 1 / max(1.0, share * len(points))
-    total = weight = 0.0
+def smoothed(points: Sequence[Point], share: float = SMOOTHING_SHARE) -> list[Point]:
+    """Means over windows of about `share` of the points, centred on each, so that a falling curve is not trailed.
+
+    Towards both ends the windows shrink to stay centred. Missing values are left out of the means.
+    """
+    most = round(share * len(points) / 2)
     result: list[Point] = []
-    for step, value in points:
-        if value is not None:
-            total, weight = keep * total + value, keep * weight + 1
-        result.append((step, total / weight if weight else None))
+    for index, (step, _) in enumerate(points):
+        half = min(most, index, len(points) - 1 - index)
+        values = [value for _, value in points[index - half : index + half + 1] if value is not None]
+        result.append((step, sum(values) / len(values) if values else None))
     return result
 
 
@@ -79,18 +79,37 @@ def _cards(data: ReportData) -> Iterable[tuple[str, str]]:
     if (speed := data.last("tokens_per_second")) is not None:
         yield "tokens per second", short_number(speed)
     if (share := data.last("mfu")) is not None:
-        yield "model FLOPs utilisation", f"{share:.1%}"
-    if seconds := sum(value for _, value in data.series("seconds") if value is not None):
+        yield "of peak FLOPs (MFU)", f"{share:.1%}"
+    if seconds := sum(value for _, value in data.series("step_seconds") if value is not None):
         yield "time in training steps", duration(seconds)
 
 
-def _baselines(found: Evaluation | None) -> str:
-    if found is None or not found.baselines:
+def _held_out(found: Evaluation | None) -> str:
+    if found is None:
+        return ""
+    charts = _baselines(found) + _positions(found)
+    return f'<section><h2>Held-out text</h2><div class="charts">{charts}</div></section>' if charts else ""
+
+
+def _baselines(found: Evaluation) -> str:
+    if not found.baselines:
         return ""
     bars = [Bar("this model", found.bits_per_byte, strong=True)]
     bars += [Bar(name, value) for name, value in sorted(found.baselines.items(), key=lambda item: item[1])]
-    chart = bar_chart("Bits per byte of the held-out text, less is better", bars)
-    return f"<section><h2>Beside other ways to predict the same bytes</h2>{chart}</section>"
+    return bar_chart("Bits per byte, beside other ways to predict the same bytes", bars)
+
+
+def _positions(found: Evaluation) -> str:
+    if not found.by_position:
+        return ""
+    # The geometric middle of a bin, positions counted from 1, is its middle on the axis.
+    points = [(((part.first + 1) * part.end) ** 0.5, part.loss) for part in found.by_position]
+    return line_chart(
+        "Loss by position: what reading more of a document gains",
+        [Series("loss", points, "dots", colour=1)],
+        Axis("position in the document", log=2),
+        Axis("nats per token"),
+    )
 
 
 def _training(data: ReportData) -> str:
@@ -119,21 +138,6 @@ def _training(data: ReportData) -> str:
         ),
     ]
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
-
-
-def _positions(found: Evaluation | None) -> str:
-    if found is None or not found.by_position:
-        return ""
-    # The geometric middle of a bin, positions counted from 1, is its middle on the axis.
-    points = [(((part.first + 1) * part.end) ** 0.5, part.loss) for part in found.by_position]
-    chart = line_chart(
-        "Held-out loss by position in the document",
-        [Series("loss", points, "dots", colour=1)],
-        Axis("tokens read", log=2),
-        Axis("nats per token"),
-    )
-    note = "A model that uses its context predicts better the more of the document it has read."
-    return f'<section><h2>Use of context</h2><p class="soft">{note}</p>{chart}</section>'
 
 
 def _plan(plan: Plan | None) -> str:

@@ -88,7 +88,7 @@ def _thinned(ticks: list[float]) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / MOST_TICKS)] if ticks else ticks
 
 
-def _round_ticks(low: float, high: float, about: int = 5) -> list[float]:
+def _round_ticks(low: float, high: float, about: int = 7) -> list[float]:
     step = _round_step((high - low) / about)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]

@@ -22,16 +22,14 @@ h1 { margin: 0; font-size: 27px; letter-spacing: -0.01em; overflow-wrap: anywher
 h2 { margin: 36px 0 12px; font-size: 18px; }
 p { margin: 6px 0; max-width: 75ch; }
 .soft, .empty { color: var(--soft); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 22px 0 16px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 12px; margin: 22px 0 16px; }
 .cards div, figure, .panel {
   background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px;
 }
-.cards dl, .cards dt, .cards dd { margin: 0; }
 .cards b { display: block; font-size: 23px; font-weight: 650; font-variant-numeric: tabular-nums; }
 .cards span { color: var(--soft); font-size: 13px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); gap: 14px; }
-.charts + .charts { margin-top: 14px; }
-figure { margin: 0; }
+figure { margin: 0; overflow-x: auto; }
 figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 18px; margin-bottom: 8px;
   font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-weight: 400; font-size: 13px; color: var(--soft); }
@@ -39,7 +37,7 @@ figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap
   border-top: 3px solid var(--colour); border-radius: 2px; }
 .key.faint::before { opacity: 0.35; }
 .c0 { --colour: var(--c0); } .c1 { --colour: var(--c1); } .c2 { --colour: var(--c2); } .c3 { --colour: var(--c3); }
-svg { display: block; width: 100%; height: auto; overflow: visible; font-size: 12px; }
+svg { display: block; width: 100%; min-width: 400px; height: auto; overflow: visible; font-size: 14px; }
 svg path { fill: none; stroke: var(--colour); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 svg circle { fill: var(--card); stroke: var(--colour); stroke-width: 2; }
 svg .faint path { stroke-width: 1.1; opacity: 0.35; }
@@ -47,7 +45,7 @@ svg .grid { stroke: var(--rule); }
 svg .axis { stroke: var(--soft); }
 svg text { fill: var(--ink); }
 svg .tick, svg .label { fill: var(--soft); font-variant-numeric: tabular-nums; }
-svg.bars { font-size: 13px; }
+svg.bars { font-size: 16px; }
 svg .plain rect { fill: var(--soft); opacity: 0.45; }
 svg .strong rect { fill: var(--c0); }
 svg .strong text { font-weight: 650; }

@@ -81,3 +81,23 @@ def test_a_failure_ends_the_display_and_is_not_reported_as_done() -> None:
         raise RuntimeError("disk full")
     assert "✓" not in shown(stream)
     assert not progress._live.live.is_started
+
+
+def test_the_total_of_a_phase_may_come_and_go() -> None:
+    screen, stream = console(terminal=True)
+    progress = Progress(console=screen)
+    with progress.phase("preparing") as phase:
+        for completed, total, expected in (
+            (5, 10, "5/10"),
+            (0, None, ""),
+            (700, 1000, "700/1K"),
+            (1000, 1000, "1K/1K"),
+        ):
+            phase.update(completed, total=total, note=f"stage {total}")
+            before = len(shown(stream))
+            progress._live.refresh()
+            drawn = shown(stream)[before:]
+            assert f"stage {total}" in drawn
+            assert expected in drawn
+            assert ("/" in drawn) == bool(expected)
+    assert "✓ preparing  stage 1000" in shown(stream)

@@ -1,0 +1,42 @@
+import time
+
+import pytest
+import torch
+
+from lm.train.peak import data_sheet_peak, device_peak, model_flops_utilisation
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A10G", None),
+        ("Tesla V100-SXM2-16GB", None),
+    ],
+)
+def test_gpus_by_the_names_that_pytorch_gives_them(name: str, teraflops: float | None) -> None:
+    assert data_sheet_peak(name) == (None if teraflops is None else teraflops * 1e12)
+
+
+def test_the_cpu_is_measured_quickly_and_plausibly() -> None:
+    start = time.perf_counter()
+    peak = device_peak(torch.device("cpu"), torch.float32)
+    assert time.perf_counter() - start < 2
+    assert 1e8 < peak.flops < 1e14
+    assert "measured" in peak.source
+    assert "float32" in peak.source
+
+
+def test_utilisation_is_the_share_of_the_peak() -> None:
+    assert model_flops_utilisation(6e9, 1000.0, 12e12) == pytest.approx(0.5)
