@@ -18,7 +18,7 @@ class SentencePieceOptions(Options):
         default=None, description="An existing .model file, used as it is; excludes the keys below."
     )
     vocab_size: int | None = Field(
-        default=None, ge=300, description="Pieces to train, the 256 byte pieces and unk, bos and eos included."
+        default=None, ge=260, description="Pieces to train, the 256 byte pieces and unk, bos and eos included."
     )
     model_type: Literal["unigram", "bpe"] = Field(
         default="unigram", description="What to train: unigram encodes three times faster, bpe trains ten times faster."

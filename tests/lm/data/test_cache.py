@@ -1,0 +1,99 @@
+"""A cached folder is whole or absent, whatever dies or collides while it is made."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lm.data.cache import cached_folder, damage
+from lm.errors import UserError
+
+fork = multiprocessing.get_context("fork")
+
+
+def build(folder: Path) -> None:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "data").write_bytes(bytes(range(256)) * 8)
+    (folder / "note").write_text("made once")
+
+
+def build_never(folder: Path) -> None:
+    raise AssertionError("the cache should have been used")
+
+
+def build_slowly_and_sign(folder: Path) -> None:
+    build(folder)
+    time.sleep(0.2)
+    with (folder.parent / "signatures").open("a") as signatures:
+        signatures.write(f"{os.getpid()}\n")
+
+
+def build_half_and_die(folder: Path) -> None:
+    (folder / "note").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_is_built_once(tmp_path: Path) -> None:
+    folder = cached_folder(tmp_path / "deep" / "cache", "thing", build)
+    assert cached_folder(tmp_path / "deep" / "cache", "thing", build_never) == folder
+    assert damage(folder) is None
+    assert (folder / "note").read_text() == "made once"
+
+
+@pytest.mark.parametrize("name", ["inner/data", "note", "manifest.json"])
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+def test_a_damaged_folder_is_named_and_built_again(
+    tmp_path: Path, name: str, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = cached_folder(tmp_path, "thing", build) / name
+    content = path.read_bytes()
+    if harm == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif harm == "flip":
+        middle = content.index(b'"sha256": "') + 12 if name == "manifest.json" else len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        folder = cached_folder(tmp_path, "thing", build)
+    assert damage(folder) is None
+    assert "thing' is damaged" in caplog.text
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["thing", "thing.lock"]
+
+
+def test_processes_at_once_build_once(tmp_path: Path) -> None:
+    processes = [fork.Process(target=cached_folder, args=(tmp_path, "thing", build_slowly_and_sign)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len((tmp_path / "signatures").read_text().split()) == 1
+    assert damage(tmp_path / "thing") is None
+
+
+def test_a_killed_build_leaves_nothing_that_would_be_believed(tmp_path: Path) -> None:
+    process = fork.Process(target=cached_folder, args=(tmp_path, "thing", build_half_and_die))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "thing").exists()
+    folder = cached_folder(tmp_path, "thing", build)
+    assert (folder / "note").read_text() == "made once"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["thing", "thing.lock"]
+
+
+def test_a_failed_build_cleans_up_and_keeps_its_error(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        cached_folder(tmp_path, "thing", build_never)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thing.lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"data\.cache_dir: .*file"):
+        cached_folder(tmp_path / "file" / "cache", "thing", build)

@@ -1,0 +1,73 @@
+"""Each file kind gives its texts unchanged and says where it cannot."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lm.data.readers import READERS, Document, Unreadable
+from lm.errors import UserError
+
+
+def read(path: Path, field: str = "text") -> list[str]:
+    """Texts as they are, unreadable items as "! where: reason"."""
+    items = READERS[path.suffix](path, field, "data.sources[0]")
+    return [item.text if isinstance(item, Document) else f"! {item.where}: {item.reason}" for item in items]
+
+
+def test_text_keeps_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\n\ttwo\r three\n".encode())
+    assert read(path) == ["\ufeffone\r\n\ttwo\r three\n"]
+    (document,) = READERS[".txt"](path, "text", "")
+    assert isinstance(document, Document)
+    assert document.utf8 == path.read_bytes()
+
+
+def test_jsonl_reads_one_document_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one\\n"}\n\n{"text": ""}\n{"n": 1, "text": "zw\u00f6lf"}')
+    assert read(path) == ["one\n", "zw\u00f6lf"]
+
+
+def test_jsonl_says_which_line_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = b'{"text": "good"}\n'
+    path.write_bytes(
+        good + b'{"text": \n' + b'{"text": "\xff"}\n' + b"[1]\n" + b'{"text": 5}\n{"text": "\\ud800"}\n' + good
+    )
+    items = read(path)
+    assert items[0] == items[-1] == "good"
+    expected = ["line 2 (byte 17): not JSON", "line 3 (byte 37): not UTF-8", "line 4", "line 5", "line 6"]
+    for item, start in zip(items[1:-1], expected, strict=True):
+        assert item.startswith(f"! {start}")
+
+
+def test_parquet_reads_the_text_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [f"document {number}" for number in range(1000)]
+    pyarrow.parquet.write_table(pyarrow.table({"body": [*rows, None], "n": range(1001)}), path, row_group_size=100)
+    assert read(path, "body") == [*rows, "! row 1001: the text field holds NoneType, not text"]
+
+
+def test_a_truncated_parquet_is_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"]}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    (item,) = READERS[".parquet"](path, "text", "")
+    assert isinstance(item, Unreadable)
+    assert "not a whole parquet file" in str(item)
+    assert str(path) in str(item)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_missing_field_is_refused_with_the_nearest_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".jsonl":
+        path.write_text(json.dumps({"contents": "x", "id": 1}))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"contents": ["x"], "id": [1]}), path)
+    with pytest.raises(UserError, match=r"data\.sources\[0\]\.text_field: .*'content'.*Did you mean 'contents'"):
+        read(path, "content")

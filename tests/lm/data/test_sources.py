@@ -1,0 +1,93 @@
+"""What counts as a source, in which order it is read, and how an unusable one is refused."""
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from lm.data.options import SourceOptions
+from lm.data.readers import Unreadable
+from lm.data.sources import Source, find_source
+from lm.errors import UserError
+
+
+def find(path: Path | str, **options: str) -> Source:
+    return find_source(SourceOptions.model_validate({"path": str(path), **options}), 0)
+
+
+def texts(source: Source) -> list[str]:
+    return [document.text for document in source.documents()]
+
+
+def test_a_folder_is_searched_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b/one.txt", "a/two.md", "c.py", "a/z.txt", "ignored.bin", ".git/hidden.txt", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(find(tmp_path)) == ["a/two.md", "a/z.txt", "b/one.txt", "c.py"]
+
+
+def test_a_glob_takes_what_it_matches_and_can_read(tmp_path: Path) -> None:
+    for name in ("one.txt", "two.txt", "three.md", "four.bin"):
+        (tmp_path / name).write_text(name)
+    assert texts(find(f"{tmp_path}/t*")) == ["three.md", "two.txt"]
+    assert texts(find(f"{tmp_path}/**/*.txt")) == ["one.txt", "two.txt"]
+
+
+def test_python_stdlib_is_this_pythons_own_modules() -> None:
+    source = find("python-stdlib")
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = [file.path.relative_to(root).as_posix() for file in source.files]
+    assert "textwrap.py" in names
+    assert "json/decoder.py" in names
+    assert names == sorted(names)
+    assert all(name.endswith(".py") and "site-packages" not in name and "dist-packages" not in name for name in names)
+
+
+def test_a_file_is_recognised_by_size_and_time_without_reading_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    before = find(path).made_of()
+    assert find(path).made_of() == before
+    path.write_text("after it")
+    assert find(path).made_of() != before
+
+
+def test_unreadable_files_are_skipped_in_a_folder_and_reported(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"abc\xff")
+    (tmp_path / "good.txt").write_text("good")
+    skipped: list[Unreadable] = []
+    documents = list(find(tmp_path).documents(skipped.append))
+    assert [document.text for document in documents] == ["good"]
+    assert [(item.path.name, item.where) for item in skipped] == [("bad.txt", "byte 3")]
+
+
+def test_an_unreadable_file_is_refused_when_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"abc\xff")
+    with pytest.raises(UserError, match=r"data\.sources\[0\]\.path: .*bad\.txt.*byte 3.*UTF-8"):
+        texts(find(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe"])
+def test_a_corpus_without_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "only.txt").write_bytes(content)
+    reason = "only.txt.*byte 1" if content else "empty"
+    with pytest.raises(UserError, match=rf"data\.sources\[0\]\.path: .*no readable text.*{reason}"):
+        texts(find(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("corpsu.txt", "does not exist.*Did you mean 'corpus.txt'"),
+        ("*.parquet", "matches no file"),
+        ("empty", "matches no file"),
+        ("image.png", "not a kind that can be read.*.jsonl"),
+    ],
+)
+def test_nothing_to_read_is_refused_before_reading(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "corpus.txt").write_text("text")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=rf"data\.sources\[0\]\.path: .*{message}"):
+        find(tmp_path / name)

@@ -1,0 +1,35 @@
+"""A store gives back what was written, from any number of additions."""
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm.data.readers import Document
+from lm.data.store import StoreWriter, TokenStore
+from lm.data.tokenizers import BytesTokenizer
+
+texts = st.lists(st.text(min_size=1, max_size=20), max_size=10)
+
+
+@given(additions=st.lists(texts, max_size=4), keep_text=st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_documents_come_back(tmp_path_factory, additions: list[list[str]], keep_text: bool) -> None:
+    tokenizer = BytesTokenizer()
+    folder: Path = tmp_path_factory.mktemp("stores") / "store"
+    with StoreWriter(folder, tokenizer, keep_text) as writer:
+        for addition in additions:
+            writer.add([Document(text, text.encode()) for text in addition])
+    store = TokenStore(folder)
+    written = [text for addition in additions for text in addition]
+    assert store.num_documents == len(written)
+    assert store.tokens.dtype == np.uint32
+    for number, text in enumerate(written):
+        first, *ids, last = store.tokens[store.offsets[number] : store.offsets[number + 1]].tolist()
+        assert (first, last) == (tokenizer.bos_id, tokenizer.eos_id)
+        assert tokenizer.decode(ids) == text
+    assert store.document_bytes.tolist() == [len(text.encode()) for text in written]
+    assert store.num_bytes == len("".join(written).encode())
+    assert store.text.tobytes() == ("".join(written).encode() if keep_text else b"")
+    assert store.counts.tolist() == np.bincount(store.tokens, minlength=tokenizer.vocab_size).tolist()
