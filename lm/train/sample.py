@@ -5,26 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lm.data.tokenizers import Tokenizer
 from lm.model.documents import Documents
-
-
-class TextCodec(Protocol):
-    """The part of a tokenizer that sampling needs."""
-
-    @property
-    def bos_id(self) -> int: ...
-
-    @property
-    def eos_id(self) -> int: ...
-
-    def encode(self, text: str, /) -> Sequence[int]: ...
-
-    def decode(self, ids: Sequence[int], /) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +75,7 @@ def generate(
     return stream[len(prompt) :]
 
 
-def sample_text(model: nn.Module, tokenizer: TextCodec, prompt: str, settings: SamplingSettings) -> Sample:
+def sample_text(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> Sample:
     """What the model writes at the beginning of a document after `prompt` (which may be empty)."""
     ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     drawn = generate(model, ids, settings, stop_id=tokenizer.eos_id)

@@ -4,10 +4,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from lm.train.compressors import compressed_bits_per_byte, unigram_bits_per_byte
+from lm.train.compressors import compressed_bits_per_byte
 
 TEXT = (Path(__file__).read_bytes() + bytes(range(256))) * 3
 
@@ -32,10 +31,3 @@ def test_figures_are_those_of_the_command(program: str) -> None:
 def test_no_text_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing"):
         compressed_bits_per_byte([b"", b""])
-
-
-def test_unigram_entropy_of_known_texts() -> None:
-    # Four equally frequent tokens cost 2 bits each.
-    assert unigram_bits_per_byte(np.array([5, 5, 0, 5, 5]), 20) == pytest.approx(2.0)
-    assert unigram_bits_per_byte(np.array([5, 5, 0, 5, 5]), 80) == pytest.approx(0.5)
-    assert unigram_bits_per_byte(np.array([0, 7]), 7) == 0.0

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lm.data.tokenizers import BytesTokenizer
+from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
+from lm.model.options import ModelOptions
 from lm.train.sample import SamplingSettings, draw, generate, sample_text
 
 GREEDY = SamplingSettings(max_new_tokens=6, temperature=0)
@@ -97,3 +100,24 @@ def test_text_in_and_text_out() -> None:
     sample = sample_text(Successor(), Letters(), "ab", GREEDY)
     assert (sample.prompt, sample.text) == ("ab", "cdefgh")
     assert sample_text(Successor(), Letters(), "", SamplingSettings(temperature=0)).text == ""
+
+
+def test_a_real_model_continues_a_text_the_same_way_every_time() -> None:
+    torch.manual_seed(0)
+    tokenizer = BytesTokenizer()
+    model = LanguageModel(
+        ModelOptions.model_validate(
+            {
+                "vocab_size": tokenizer.vocab_size,
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 32,
+                "mixers": {"rat": {"kind": "rat", "chunk_size": 4}, "local": {"kind": "attention", "window": 8}},
+                "layers": "rat local",
+            }
+        )
+    )
+    settings = SamplingSettings(max_new_tokens=12, max_seconds=None)
+    sample = sample_text(model, tokenizer, "def ", settings)
+    assert sample == sample_text(model, tokenizer, "def ", settings)
+    assert 0 < len(sample.text) <= 12
