@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        print(f"{f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
+            print(error, file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -62,9 +62,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(chosen: argparse.Namespace) -> None:
     from lm.run_file import load_run_file
-    from lm.train.loop import train
 
-    train(load_run_file(chosen.config, chosen.overrides))
+    run = load_run_file(chosen.config, chosen.overrides)
+    from lm.train.loop import train  # after the mistakes of the run file, which need not wait for it
+
+    train(run)
 
 
 def _plan(chosen: argparse.Namespace) -> None:

@@ -32,11 +32,11 @@ def explain(error: ValidationError, root: type[Options], tree: Tree) -> str:
 def _named_first(sentence: str, path: KeyPath, tree: Tree) -> tuple[KeyPath, str]:
     """The key that a check of a whole section names first (`layers: …`, `hidden_size 512 is …`): its line is the
     one to show."""
-    word = sentence.split(" ", 1)[0]
-    named = (*path, *word.rstrip(":").split("."))
+    word = re.match(r"[\w.-]*", sentence)[0]  # type: ignore[index]
+    named = (*path, *word.rstrip(".").split("."))
     if not tree.knows(named):
         return path, sentence
-    return named, sentence.removeprefix(f"{word} ") if word.endswith(":") else sentence
+    return named, sentence.removeprefix(f"{word}: ")
 
 
 def _locate(root: type[Options], location: tuple[str | int, ...]) -> tuple[KeyPath, type[Options], Any]:

@@ -79,7 +79,7 @@ class Tree:
 
     def origin(self, path: KeyPath) -> str:
         """Where to look for a key path: `command line` or `FILE:LINE`, from its nearest parent that was written."""
-        for end in range(len(path), -1, -1):
+        for end in range(len(path), 0, -1):
             if path[:end] in self.overrides:
                 return f"command line, {self.overrides[path[:end]]}"
             if path[:end] in self.lines:

@@ -1,0 +1,120 @@
+"""The `braid` command: exit codes, messages, quick help, and output that programs can read."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lm.cli import VERBS, main
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "quickstart.yaml")
+
+
+def test_an_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plna", CONFIG]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("braid has no verb 'plna'. Did you mean 'plan'? Verbs: train, plan")
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_explains_itself_with_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert VERBS[verb].summary in shown
+    example = shlex.split(VERBS[verb].example.split(" > ")[0])
+    assert VERBS[verb].example in shown
+    assert example[:2] == ["braid", verb]
+    for word in example[2:]:
+        assert not word.endswith(".yaml") or (ROOT / word).exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "prepare"])
+def test_a_mistake_of_the_users_is_one_message_and_exit_code_2(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, CONFIG, "train.stesp=3"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("command line, train.stesp=3: train.stesp: unknown key. Did you mean 'steps'?")
+    assert captured.err.count("\n") == 1
+
+
+def test_of_several_ranks_only_the_first_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "--local_rank=1", "missing.yaml"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_control_c_ends_quietly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lm.run_file.load_run_file", interrupt)
+    assert main(["plan", CONFIG]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_plan_for_programs_agrees_with_the_one_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", CONFIG, "model.layers=(rat local)*3 global", "--world-size", "2"]
+    assert main([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [layer["mixer"] for layer in plan["layers"]] == ["rat", "local"] * 3 + ["global"]
+    assert plan["training_flops_per_token"] == 3 * plan["flops_per_token"]
+    memory = plan["rank_memory"]
+    assert memory["total"] == sum(value for key, value in memory.items() if key != "total")
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    for layer in plan["layers"]:
+        assert f"{layer['parameters']:,}" in table
+    assert f"{plan['parameters']:,}" in table
+
+
+def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["properties"]) == {
+        "model",
+        "data",
+        "train",
+        "optimizer",
+        "deepspeed",
+        "log",
+    }
+
+
+HELP_THEN_MODULES = """
+import sys
+from lm.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    sys.exit(bool({"torch", "pydantic", "rich"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.launch
+def test_help_waits_for_no_heavy_import() -> None:
+    ended = subprocess.run([sys.executable, "-c", HELP_THEN_MODULES], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "Pretrain a model" in ended.stdout
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train.py", "--local_rank=0", "missing.yaml"],  # where the deepspeed launcher puts it
+        ["-m", "lm", "train", "missing.yaml", "train.steps=3", "--local-rank", "0"],
+    ],
+)
+def test_the_entries_of_launchers_end_without_a_traceback(arguments: list[str]) -> None:
+    ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "missing.yaml: there is no such run file.\n"
