@@ -37,6 +37,7 @@ def test_every_token_but_bos_is_a_target_exactly_once_per_epoch(texts: list[str]
     batch = epoch(texts, sequence_length)
     targets = batch.targets[batch.targets != IGNORED].tolist()
     assert targets == [token for text in texts for token in [*text.encode(), EOS]]
+    assert (batch.targets[-1] != IGNORED).any(), "the last row adds nothing"
 
 
 @given(texts=corpora, sequence_length=st.integers(1, 30))
