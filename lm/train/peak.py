@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 MEASURING_SECONDS = 0.25
+CPU_SIZE, GPU_SIZE = 512, 4096
 
 # Dense bf16 tensor-core FLOP/s (fp32 accumulation) of the vendors' data sheets; sheets that print the sparse figure
 # are halved. The first pattern that the device's name contains counts.
@@ -39,16 +41,20 @@ class Peak:
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The peak of `device` for matrix products in `dtype`.
+    """The peak of `device`, or of this rank's share of the CPU, for matrix products in `dtype`.
 
-    Data-sheet figures for bf16 on GPUs of the table; everything else is measured once by a matrix product (under half
-    a second). Ranks that share a machine call it at the same time, so that each measures its own share of the CPU.
+    Data-sheet figures for bf16 on GPUs of the table; everything else is measured once (under half a second).
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    listed = data_sheet_peak(name) if dtype == torch.bfloat16 else None
-    if listed is not None:
-        return Peak(listed, f"{name}, data sheet, dense bf16")
-    return Peak(_measure(device, dtype), f"{name}, measured by a {str(dtype).removeprefix('torch.')} matrix product")
+    kind = str(dtype).removeprefix("torch.")
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        listed = data_sheet_peak(name) if dtype == torch.bfloat16 else None
+        if listed is not None:
+            return Peak(listed, f"{name}, data sheet, dense bf16")
+        return Peak(_measure(device, dtype, GPU_SIZE), f"{name}, measured by a {kind} matrix product")
+    threads = min(torch.get_num_threads(), max(1, _cores() // _ranks_of_this_machine()))
+    flops = threads * _measure_one_thread(dtype)
+    return Peak(flops, f"CPU, {threads} x one thread's {kind} matrix product, measured")
 
 
 def data_sheet_peak(name: str) -> float | None:
@@ -58,9 +64,27 @@ def data_sheet_peak(name: str) -> float | None:
     return next((flops for pattern, flops in BF16_PEAKS if re.search(pattern, name)), None)
 
 
-def _measure(device: torch.device, dtype: torch.dtype) -> float:
-    size = 4096 if device.type == "cuda" else 1024
-    a, b = torch.full((2, size, size), 1.0, device=device, dtype=dtype)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ranks_of_this_machine() -> int:
+    """As torchrun and the deepspeed launcher tell it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
+def _measure_one_thread(dtype: torch.dtype) -> float:
+    # Threads wait for each other, so on a busy machine several together show the machine's load and not its peak.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measure(torch.device("cpu"), dtype, CPU_SIZE)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    a, b = torch.ones((2, size, size), device=device, dtype=dtype)
     out = torch.empty_like(a)
     best = float("inf")
     begin = time.perf_counter()

@@ -38,5 +38,18 @@ def test_the_cpu_is_measured_quickly_and_plausibly() -> None:
     assert "float32" in peak.source
 
 
+def test_ranks_share_the_cores_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("lm.train.peak._cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for variable, ranks in (("LOCAL_WORLD_SIZE", 2), ("LOCAL_SIZE", 4), ("LOCAL_SIZE", 100)):
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        monkeypatch.setenv(variable, str(ranks))
+        assert f"CPU, {max(1, 8 // ranks)} x" in device_peak(torch.device("cpu"), torch.float32).source
+    monkeypatch.undo()
+    assert torch.get_num_threads() == threads
+
+
 def test_utilisation_is_the_share_of_the_peak() -> None:
     assert model_flops_utilisation(6e9, 1000.0, 12e12) == pytest.approx(0.5)
