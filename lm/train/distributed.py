@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -97,10 +99,13 @@ def start() -> World:
     return World(rank, size, device, patient)
 
 
-def stop() -> None:
-    """Leaves the other ranks. A world of one stays, for the next run of this process."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.destroy_process_group()
+@cache
+def leave_at_exit() -> None:
+    """Takes leave of the other ranks when the process ends; to be called where all of them have come to an end.
+
+    A rank that fails must not wait for the others on its way out, so this is not done from the start.
+    """
+    atexit.register(dist.destroy_process_group)
 
 
 def _quiet() -> None:

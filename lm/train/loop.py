@@ -62,7 +62,7 @@ def _train(run: Run) -> None:
         training.resume()
         training.finish_steps()
         training.finish()
-    distributed.stop()
+    distributed.leave_at_exit()
 
 
 def rows_per_rank(run: Run, ranks: int) -> int:

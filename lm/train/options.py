@@ -126,8 +126,9 @@ class DeepSpeedOptions(Options):
             if key in OWNED:
                 raise ValueError(f"'{key}' is set by the trainer: remove it and use {OWNED[key]} instead")
             if key not in PASSED_THROUGH:
-                known = ["zero_stage", *sorted(PASSED_THROUGH)]
-                raise ValueError(f"DeepSpeed has no setting '{key}'.{did_you_mean(key, [*known, *OWNED])}")
+                nearest = did_you_mean(key, ["zero_stage", *sorted(PASSED_THROUGH | OWNED.keys())])
+                owner = next((f" (set it by {ours})" for name, ours in OWNED.items() if f"'{name}'" in nearest), "")
+                raise ValueError(f"DeepSpeed has no setting '{key}'.{nearest}{owner}")
         zero = self.passed_through.get("zero_optimization", {})
         if not isinstance(zero, dict):
             raise ValueError("'zero_optimization' must be a mapping of DeepSpeed's ZeRO settings")

@@ -1,0 +1,93 @@
+import pytest
+from pydantic import ValidationError
+
+from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH
+from lm.train.options import (
+    ConstantSchedule,
+    DeepSpeedOptions,
+    OptimizerOptions,
+    TrainOptions,
+    WsdSchedule,
+    check_run,
+    schedule_steps,
+)
+
+
+def train_options(**values: object) -> TrainOptions:
+    return TrainOptions.model_validate({"output_dir": "out", "steps": 100, "global_batch_tokens": 512} | values)
+
+
+def test_known_deepspeed_settings_are_passed_through() -> None:
+    options = DeepSpeedOptions.model_validate({"zero_stage": 2, "zero_optimization": {"overlap_comm": False}})
+    assert options.passed_through == {"zero_optimization": {"overlap_comm": False}}
+
+
+@pytest.mark.parametrize("key", sorted(OWNED))
+def test_a_setting_of_the_trainer_names_the_key_that_decides_it(key: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        DeepSpeedOptions.model_validate({key: 1})
+    assert f"use {OWNED[key]} instead" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("zero_optimisation", "zero_optimization"), ("grad_clipping", "train.gradient_clipping"), ("stage", "DeepSpeed")],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_name(key: str, nearest: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        DeepSpeedOptions.model_validate({key: 1})
+    assert nearest in str(error.value)
+
+
+def test_no_setting_is_both_passed_and_owned() -> None:
+    assert not PASSED_THROUGH & OWNED.keys()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"zero_stage": 4},
+        {"zero_stage": 2, "zero_optimization": {"offload_param": {"device": "cpu"}}},
+        {"zero_stage": 0, "zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+        {"zero_optimization": {"stage": 2}},
+        {"zero_optimization": 2},
+    ],
+)
+def test_what_the_stage_breaks_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        DeepSpeedOptions.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"steps": 0},
+        {"global_batch_tokens": -1},
+        {"micro_batch_size": 0},
+        {"gradient_clipping": 0},
+        {"checkpoint_every": 0},
+        {"keep_checkpoints": 0},
+        {"precision": "fp8"},
+    ],
+)
+def test_impossible_training_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        train_options(**values)
+
+
+def test_steps_below_one_are_fractions_of_the_run() -> None:
+    assert schedule_steps(0.25, 40) == 10
+    assert schedule_steps(1, 40) == 1
+    with pytest.raises(ValidationError, match="whole number"):
+        ConstantSchedule(warmup_steps=2.5)
+
+
+def test_a_schedule_longer_than_the_run_is_refused() -> None:
+    schedule = WsdSchedule(kind="wsd", warmup_steps=60, decay_steps=50)
+    with pytest.raises(ValueError, match="take 110 steps"):
+        check_run(train_options(), OptimizerOptions(lr=1e-3, schedule=schedule), 64)
+
+
+def test_a_batch_that_rows_do_not_fill_is_refused_with_one_that_they_do() -> None:
+    with pytest.raises(ValueError, match="use 500"):
+        check_run(train_options(), OptimizerOptions(lr=1e-3), 100)
