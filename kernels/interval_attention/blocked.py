@@ -214,8 +214,8 @@ class _Blocked(torch.autograd.Function):
         grad_score = grad_value = None
         if extra_score is not None:
             weight = torch.exp(extra_score.to(lse.dtype) - lse)
-            inner = -out if extra_value is None else extra_value - out
-            grad_score = (weight * (grad_out * inner).sum(dim=-1, dtype=lse.dtype)).to(extra_score.dtype)
+            buffer = -out if extra_value is None else extra_value - out
+            grad_score = (weight * buffer.mul_(grad_out).sum(dim=-1, dtype=lse.dtype)).to(extra_score.dtype)
             if extra_value is not None:
-                grad_value = (weight[..., None] * grad_out).to(extra_value.dtype)
+                grad_value = torch.mul(grad_out, weight[..., None], out=buffer).to(extra_value.dtype)
         return grad_q, grad_k, grad_v, grad_score, grad_value, None, None, None

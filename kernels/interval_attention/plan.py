@@ -20,11 +20,11 @@ from torch import Tensor
 
 Bounds = npt.NDArray[np.int64]
 
-MIN_TRIANGLE = 64  # shorter causal runs are cheaper inside a masked block
-MIN_BLOCK, MAX_BLOCK = 64, 512  # rows
+MIN_TRIANGLE = 2048  # rows; blocks waste less on shorter causal runs than the kernel does on its own
+MIN_BLOCK, MAX_BLOCK = 32, 512  # rows
 MAX_JUMP = 64  # a block ends where its interval jumps further than this
 MIN_INTERIOR = 2048  # keys seen by a whole block before leaving their mask away pays for merging
-MAX_BATCH_KEYS = 8192  # bounds the key gradients that a batched piece holds at once
+MAX_BATCH_KEYS = 1024  # bounds the key gradients that a batched piece holds at once: fresh memory is slow
 MASK_BUDGET = 4 * 2**20  # mask entries kept by a plan; further masks are rebuilt at each use
 
 
@@ -36,16 +36,17 @@ class Pattern:
     end: Tensor
     num_keys: int
     keep: bool = False
-    _kept: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _kept: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
-    def bias(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """([rows, keys] of 0 and -inf, [rows] bool: rows that see nothing)."""
+    def bias(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """([rows, keys] of 0 and -inf, [rows] bool: rows that see nothing, None if there are none)."""
         if (dtype, device) in self._kept:
             return self._kept[dtype, device]
         start, end = self.start.to(device), self.end.to(device)
         column = torch.arange(self.num_keys, device=device)
         hidden = (column < start[:, None]) | (column >= end[:, None])
-        built = (torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf), end <= start)
+        blind = end <= start if bool((self.end <= self.start).any()) else None
+        built = (torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf), blind)
         if self.keep:
             self._kept[dtype, device] = built
         return built
