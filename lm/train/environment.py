@@ -20,7 +20,7 @@ def describe_environment(world_size: int = 1) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             described[package] = "not installed"
     described["platform"] = platform.platform()
-    described["CPU"] = f"{_cpu_name()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads per rank"
+    described["CPU"] = f"{_cpu_name()}, {os.cpu_count()} logical cores, threads per rank: {torch.get_num_threads()}"
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         described["GPUs of this machine"] = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from lm.plan import LayerPlan, Plan
 from lm.train.evaluation import Evaluation
@@ -76,12 +77,18 @@ def _cards(data: ReportData) -> Iterable[tuple[str, str]]:
         yield "tokens trained on", short_number(tokens)
     if data.plan is not None:
         yield "parameters", short_number(data.plan.parameters)
-    if (speed := data.last("tokens_per_second")) is not None:
+    if (speed := _typical(data, "tokens_per_second")) is not None:
         yield "tokens per second", short_number(speed)
-    if (share := data.last("mfu")) is not None:
+    if (share := _typical(data, "mfu")) is not None:
         yield "of peak FLOPs (MFU)", f"{share:.1%}"
     if seconds := sum(value for _, value in data.series("step_seconds") if value is not None):
         yield "time in training steps", duration(seconds)
+
+
+def _typical(data: ReportData, key: str) -> float | None:
+    """The median: the first steps warm up, and a machine may be busy for a while."""
+    values = [value for _, value in data.series(key) if value is not None]
+    return median(values) if values else None
 
 
 def _held_out(found: Evaluation | None) -> str:
