@@ -26,6 +26,7 @@ class BraidConfig(PreTrainedConfig):
     num_hidden_layers: int | None = None
     mlp: str = "swiglu"
     rms_norm_eps: float = 1e-6
+    output_norms: bool = False
     rope_theta: float = 10_000.0
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = True

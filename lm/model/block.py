@@ -38,16 +38,26 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual layer around a mixer and an MLP."""
+    """Pre-norm residual layer around a mixer and an MLP; with `output_norms` each branch ends in a norm, too."""
 
-    def __init__(self, mixer: Mixer[Any], hidden_size: int, intermediate_size: int, mlp: str, eps: float) -> None:
+    def __init__(
+        self,
+        mixer: Mixer[Any],
+        hidden_size: int,
+        intermediate_size: int,
+        mlp: str,
+        eps: float,
+        output_norms: bool = False,
+    ) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(hidden_size, eps=eps)
         self.mixer = mixer
         self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=eps)
         self.mlp = MLP(hidden_size, intermediate_size, mlp)
+        self.mixer_output_layernorm = nn.RMSNorm(hidden_size, eps=eps) if output_norms else nn.Identity()
+        self.mlp_output_layernorm = nn.RMSNorm(hidden_size, eps=eps) if output_norms else nn.Identity()
 
     def forward(self, x: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
-        x = x + self.mixer(self.input_layernorm(x), documents, cache)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.mixer_output_layernorm(self.mixer(self.input_layernorm(x), documents, cache))
+        out: Tensor = x + self.mlp_output_layernorm(self.mlp(self.post_attention_layernorm(x)))
         return out

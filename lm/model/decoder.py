@@ -35,6 +35,7 @@ class DecoderLayers(nn.Module):
                 options.intermediate_size,
                 options.mlp,
                 options.rms_norm_eps,
+                options.output_norms,
             )
             for name in options.layer_names
         )

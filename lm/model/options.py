@@ -31,6 +31,7 @@ class ModelOptions(Options):
     )
     mlp: Literal["swiglu", "geglu", "gelu"] = Field("swiglu", description="Gated with SiLU or GELU, or plain GELU.")
     rms_norm_eps: float = Field(1e-6, gt=0, description="Added to the mean square in every RMSNorm.")
+    output_norms: bool = Field(False, description="RMSNorm on what mixers and MLPs put out, too (Gemma's sandwich).")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary angles where a mixer names no own.")
     max_position_embeddings: int | None = Field(
         None, ge=1, description="Longest trained context; none takes data.sequence_length."

@@ -18,14 +18,16 @@ from kernels.interval_attention.slots import attend_slots
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, Visible, residue_counts
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions, OptionsT
-from lm.model.rope import rope_table, rotate
+from lm.model.rope import RopeScaling, rope_table, rotate
 
 
 class SoftmaxOptions(MixerOptions):
     """What all mixers over tokens share."""
 
     rope_theta: float | None = Field(None, gt=0, description="Base of the rotary angles; none takes the model's.")
+    rope_scaling: RopeScaling | None = Field(None, description="Stretches the rotary angles to a longer context.")
     positions: Literal["rope", "none"] = Field("rope", description="Rotary positions, or none at all (NoPE).")
+    qkv_bias: bool = Field(False, description="Biases on the query, key and value projections (Qwen 2).")
     qk_norm: bool = Field(False, description="RMSNorm on every query and key head before rotation.")
     sink: bool = Field(False, description="A learned logit per head that takes weight and gives no value.")
 
@@ -50,9 +52,9 @@ class SoftmaxMixer(Mixer[OptionsT]):
             dimensions.num_key_value_heads,
             dimensions.head_dim,
         )
-        self.q_proj = nn.Linear(dimensions.hidden_size, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(dimensions.hidden_size, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(dimensions.hidden_size, kv_heads * head_dim, bias=False)
+        self.q_proj = nn.Linear(dimensions.hidden_size, heads * head_dim, bias=self.options.qkv_bias)
+        self.k_proj = nn.Linear(dimensions.hidden_size, kv_heads * head_dim, bias=self.options.qkv_bias)
+        self.v_proj = nn.Linear(dimensions.hidden_size, kv_heads * head_dim, bias=self.options.qkv_bias)
         self.o_proj = nn.Linear(heads * head_dim, dimensions.hidden_size, bias=False)
         if self.options.qk_norm:
             self.q_norm = nn.RMSNorm(head_dim, eps=dimensions.rms_norm_eps)
@@ -79,10 +81,11 @@ class SoftmaxMixer(Mixer[OptionsT]):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.positions == "rope":
             theta = self.options.rope_theta or self.dimensions.rope_theta
+            scaling = self.options.rope_scaling
             dtype = torch.promote_types(x.dtype, torch.float32)
             table = documents.memo(
-                ("rope", self.dimensions.head_dim, theta, dtype),
-                lambda: rope_table(documents.position, self.dimensions.head_dim, theta, dtype),
+                ("rope", self.dimensions.head_dim, theta, scaling, dtype),
+                lambda: rope_table(documents.position, self.dimensions.head_dim, theta, dtype, scaling),
             )
             q, k = rotate(q, table), rotate(k, table)
         return q, k, v

@@ -24,7 +24,7 @@ from kernels.interval_attention.slots import attend_slots
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, KeyList, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
-from lm.model.rope import rope_table, rotate
+from lm.model.rope import RopeScaling, rope_table, rotate
 
 
 class RatOptions(MixerOptions):
@@ -37,6 +37,9 @@ class RatOptions(MixerOptions):
         "chunk", description="Rotary angle by chunk index (the paper's), by token index, or no rotation (NoPE)."
     )
     rope_theta: float | None = Field(None, gt=0, description="Base of the rotary angles; none takes the model's.")
+    rope_scaling: RopeScaling | None = Field(
+        None, description="Stretches the rotary angles; its old context counts what `positions` counts."
+    )
 
     def check(self, dimensions: Dimensions) -> None:
         if dimensions.num_attention_heads % self.qk_groups:
@@ -57,6 +60,9 @@ class Rat(Mixer[RatOptions]):
     def __init__(self, options: RatOptions, dimensions: Dimensions) -> None:
         super().__init__(options, dimensions)
         self.heads, self.head_dim = dimensions.num_attention_heads, dimensions.head_dim
+        # The own chunk's rotation cancels, except for what a scaling multiplies cosine and sine by.
+        scaling = options.rope_scaling if options.positions != "none" else None
+        self.own_scale = self.head_dim**-0.5 * (1.0 if scaling is None else scaling.amplitude**2)
         hidden, width = dimensions.hidden_size, self.heads * self.head_dim
         self.q_proj = nn.Linear(hidden, options.qk_groups * self.head_dim, bias=False)
         self.k_proj = nn.Linear(hidden, options.qk_groups * self.head_dim, bias=False)
@@ -97,7 +103,7 @@ class Rat(Mixer[RatOptions]):
             self._store(k_run, v_run, documents, cache, v.dtype)
             key_list = self._final_list(documents)
             keys, values = cache.buffers[0].read(key_list.first, key_list.last)
-        own_score = self._repeat(q * self.head_dim**-0.5).to(k_run.dtype).mul(k_run).sum(-1)
+        own_score = self._repeat(q * self.own_scale).to(k_run.dtype).mul(k_run).sum(-1)
         intervals = documents.memo(
             (self.options, self.dimensions), lambda: documents.intervals(self.visible(documents), key_list)
         )
@@ -175,10 +181,12 @@ class Rat(Mixer[RatOptions]):
             return x
         unit = self.options.chunk_size if self.options.positions == "chunk" else 1
         theta = self.options.rope_theta or self.dimensions.rope_theta
-        dtype = _at_least_float32(x.dtype)
+        scaling, dtype = self.options.rope_scaling, _at_least_float32(x.dtype)
         cos, sin = documents.memo(
-            ("rope", self.head_dim, theta, dtype, unit),
-            lambda: rope_table(documents.position.div(unit, rounding_mode="floor"), self.head_dim, theta, dtype),
+            ("rope", self.head_dim, theta, scaling, dtype, unit),
+            lambda: rope_table(
+                documents.position.div(unit, rounding_mode="floor"), self.head_dim, theta, dtype, scaling
+            ),
         )
         return rotate(x, (cos, sin) if tokens is None else (cos[tokens], sin[tokens]))
 

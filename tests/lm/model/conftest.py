@@ -21,12 +21,28 @@ MIXERS: dict[str, dict[str, Any]] = {
     "local_one": {"kind": "attention", "window": 1},
     "dilated": {"kind": "attention", "window": 3, "dilation": 2},
     "dilated_all": {"kind": "attention", "dilation": 3},
+    "bias_llama3": {
+        "kind": "attention",
+        "qkv_bias": True,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8,
+        },
+    },
     "nope_sink_norm": {"kind": "attention", "positions": "none", "sink": True, "qk_norm": True},
     "rat": {"kind": "rat", "chunk_size": 4},
     "rat_one": {"kind": "rat", "chunk_size": 1, "qk_groups": 4},
     "rat_rnn": {"kind": "rat", "chunk_size": 1000},
     "rat_token": {"kind": "rat", "chunk_size": 3, "positions": "token", "qk_groups": 1},
     "rat_nope": {"kind": "rat", "chunk_size": 5, "positions": "none"},
+    "rat_yarn": {
+        "kind": "rat",
+        "chunk_size": 3,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4},
+    },
     "s2": {"kind": "shifted_short", "group_size": 6},
     "ls": {"kind": "long_short", "short_heads": 2, "window": 3},
     "ls_all_short": {"kind": "long_short", "short_heads": 4, "window": 5, "sink": True},
@@ -38,6 +54,7 @@ PATTERNS = {name: name for name in MIXERS} | {
     "hybrid_deep": "(rat local)*2 global",
     "hybrid_odd": "dilated rat_token ls_all_short nope_sink_norm",
 }
+CHANGES = {"hybrid_odd": {"output_norms": True, "mlp": "geglu"}}
 
 
 def make_mixer(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Mixer[Any]:
@@ -47,9 +64,15 @@ def make_mixer(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     ).mixers["m"]
     mixer = build_mixer(options, DIMENSIONS)
     mixer.init_weights(0.5)
-    if getattr(mixer, "sink", None) is not None:
-        torch.nn.init.normal_(mixer.sink.logit)
+    draw_zeros(mixer)
     return mixer.to(dtype)
+
+
+def draw_zeros(module: torch.nn.Module) -> None:
+    """Gives a value to what starts at zero and would hide mistakes there."""
+    for name, parameter in module.named_parameters():
+        if name.endswith((".logit", "q_proj.bias", "k_proj.bias", "v_proj.bias")):
+            torch.nn.init.normal_(parameter)
 
 
 def make_model(pattern: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> LanguageModel:
@@ -66,9 +89,12 @@ def make_model(pattern: str, dtype: torch.dtype = torch.float64, seed: int = 0, 
             "mixers": MIXERS,
             "layers": PATTERNS.get(pattern, pattern),
         }
+        | CHANGES.get(pattern, {})
         | changes
     )
-    return LanguageModel(options).to(dtype)
+    model = LanguageModel(options)
+    draw_zeros(model)
+    return model.to(dtype)
 
 
 @pytest.fixture(params=list(MIXERS))
