@@ -74,7 +74,7 @@ def _totals(run: RunFile, plan: Plan, memory: Memory, world_size: int) -> Table:
         "parameters": f"{plan.parameters:,} ({plan.embedding_parameters:,} of them embeddings)",
         "forward FLOPs per token": short_number(plan.flops_per_token),
         "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} (3 x forward, no recomputation)",
-        "whole run": f"{short_number(tokens)} tokens, {short_number(plan.training_flops_per_token * tokens)} FLOPs",
+        "whole run": f"{short_number(tokens)} tokens, {plan.training_flops_per_token * tokens:.3g} FLOPs",
         f"cache at {plan.sequence_length:,} tokens": f"{byte_size(plan.cache_bytes)} per sequence",
         f"memory per {ranks}": f"{byte_size(memory.total)} without communication buffers",
         "  weights": byte_size(memory.parameters),
