@@ -177,6 +177,17 @@ def test_all_rows_empty(kernel: type[Dense]) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_an_extra_score_of_minus_infinity_is_no_entry(kernel: type[Dense]) -> None:
+    inputs = tensors(90, 6, 2, 1, 8, 2, torch.float64, 0)
+    inputs[3].fill_(-torch.inf)
+    plain = evaluate(Case(uniform(90, "finals"), inputs[:3]), kernel)
+    with_extra = evaluate(Case(uniform(90, "finals"), inputs), kernel)
+    for a, b in zip(plain, with_extra, strict=False):
+        torch.testing.assert_close(a, b)
+    assert all((grad == 0).all() for grad in with_extra[5:])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", ["global", "window", "groups", "finals", "documents"])
 def test_hidden_keys_touch_nothing(kernel: type[Dense], kind: str) -> None:
     """Changing every key from 250 on changes no bit of the rows that end before, nor of their queries' gradients."""
