@@ -177,7 +177,7 @@ def _activations_per_token(model: LanguageModel, options: ModelOptions) -> int:
     dimensions = options.dimensions
     assert options.intermediate_size is not None
     outputs = sum(part.out_features for part in model.modules() if isinstance(part, nn.Linear))
-    norm = 2 * options.hidden_size
+    norms = sum(2 * part.weight.numel() for part in model.modules() if isinstance(part, nn.RMSNorm))
     attention = dimensions.num_attention_heads * dimensions.head_dim
     mlp = options.intermediate_size * (1 if options.mlp == "gelu" else 2)
-    return outputs + options.num_hidden_layers * (2 * norm + attention + mlp) + norm
+    return outputs + norms + options.num_hidden_layers * (attention + mlp)

@@ -55,10 +55,11 @@ def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     if given is not None and given < size:
         place = tree.origin(("model", "vocab_size"))
         raise UserError(f"{place}: model.vocab_size: given {given}; the tokenizer has {size} tokens, so {size} or more")
-    values = run.model_dump(mode="json")
-    values["model"]["vocab_size"] = given or size
-    values["model"]["max_position_embeddings"] = run.model.max_position_embeddings or run.data.sequence_length
-    return _validated(values, tree)
+    derived = {
+        "vocab_size": given or size,
+        "max_position_embeddings": run.model.max_position_embeddings or run.data.sequence_length,
+    }
+    return _validated(tree.values | {"model": tree.values["model"] | derived}, tree)
 
 
 def to_yaml(run: RunFile) -> str:
