@@ -1,0 +1,22 @@
+"""What `test_launchers.py` has every launcher run: `RUN_FILE OUTPUT STAGE...`, one run for each ZeRO stage."""
+
+import sys
+from pathlib import Path
+
+from lm.run_file import load_run_file
+from lm.train.loop import train
+
+OVERRIDES = ("train.evaluate_tokens=512", "train.checkpoint_every=10")
+
+
+def main(arguments: list[str]) -> None:
+    run_file, output, *stages = [word for word in arguments if not word.startswith("--local_rank")]
+    for stage in stages:
+        overrides = [f"train.output_dir={Path(output) / f'stage-{stage}'}", f"deepspeed.zero_stage={stage}"]
+        if stage == "3":  # without it, parameters as small as these are not sharded
+            overrides.append("deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+        train(load_run_file(run_file, [*overrides, *OVERRIDES]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,90 @@
+"""Two ranks, started the ways that users start them."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lm.run_file import RunFile, load_run_file
+from lm.train import manifest
+from lm.train.log import read_metrics
+from lm.train.loop import train
+
+pytestmark = pytest.mark.launch
+
+MakeRun = Callable[..., RunFile]
+SCRIPT = Path(__file__).with_name("stages_script.py")
+ROOT = Path(__file__).parents[3]
+OVERRIDES = ("train.evaluate_tokens=512", "train.checkpoint_every=10")
+
+
+def launch(*command: str) -> None:
+    """Runs a command of this environment's bin folder, with the repository's packages."""
+    binaries = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [binaries / command[0], *command[1:]], env=environment | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def curve(folder: Path, key: str = "loss") -> list[float]:
+    """A figure of every step, which must all be there."""
+    records = read_metrics(folder / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 21))
+    return [record[key] for record in records if key in record]
+
+
+@pytest.fixture(scope="module")
+def alone(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the same run in one process, without ZeRO."""
+    output = tmp_path_factory.mktemp("alone") / "out"
+    train(load_run_file(run_path, [f"train.output_dir={output}", *OVERRIDES]))
+    return output
+
+
+@pytest.fixture(scope="module")
+def torchrun(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folders `stage-0` to `stage-3` of runs on two ranks."""
+    output = tmp_path_factory.mktemp("torchrun")
+    launch("torchrun", "--standalone", "--nproc_per_node=2", str(SCRIPT), str(run_path), str(output), *"0123")
+    return output
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_two_ranks_of_torchrun_train_as_one_process_does(torchrun: Path, alone: Path, stage: int) -> None:
+    folder = torchrun / f"stage-{stage}"
+    for key in ("loss", "grad_norm", "validation_loss"):
+        assert curve(folder, key) == pytest.approx(curve(alone, key), abs=1e-5), key
+    assert (folder / "complete.json").exists()
+
+
+def test_two_ranks_of_the_deepspeed_launcher_do_too(alone: Path, run_path: Path, tmp_path: Path) -> None:
+    port = f"--master_port={free_port()}"
+    launch("deepspeed", port, "--num_accelerators=2", str(SCRIPT), str(run_path), str(tmp_path), "1")
+    assert curve(tmp_path / "stage-1") == pytest.approx(curve(alone), abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_one_process_goes_on_with_what_two_ranks_began(
+    torchrun: Path, alone: Path, make_run: MakeRun, tmp_path: Path, stage: int
+) -> None:
+    shutil.copytree(torchrun / f"stage-{stage}", tmp_path / "out")
+    (tmp_path / "out" / "complete.json").unlink()
+    newest = manifest.checkpoints(tmp_path / "out" / "checkpoints")[0]
+    assert json.loads((newest / "counters.json").read_text())["world"] == 2
+    shutil.rmtree(newest)
+    train(make_run(*OVERRIDES))
+    assert curve(tmp_path / "out")[:10] == curve(torchrun / f"stage-{stage}")[:10]
+    assert curve(tmp_path / "out") == pytest.approx(curve(alone), abs=1e-5)

@@ -1,0 +1,224 @@
+"""Whole runs in one process: what a user sees in the output folder, whatever happened on the way."""
+
+import errno
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lm.data.prepare import prepare
+from lm.data.tokenizers import load_tokenizer
+from lm.errors import UserError
+from lm.model.decoder import LanguageModel
+from lm.run_file import RunFile
+from lm.train import checkpoint, manifest
+from lm.train.log import read_metrics
+from lm.train.loop import MAX_SKIPPED_IN_A_ROW, rows_per_rank, train
+
+MakeRun = Callable[..., RunFile]
+Records = list[dict[str, Any]]
+EXACT = ("step", "loss", "learning_rate", "grad_norm", "tokens", "targets", "skipped")
+
+
+def exact(folder: Path) -> Records:
+    """The metrics without what depends on the clock."""
+    return [{key: record[key] for key in EXACT} for record in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that nothing interrupted; only to be read."""
+    from lm.run_file import load_run_file
+
+    output = tmp_path_factory.mktemp("whole") / "out"
+    train(load_run_file(run_path, [f"train.output_dir={output}", "train.evaluate_every=8"]))
+    return output
+
+
+def test_a_run_leaves_everything_behind(whole: Path, make_run: MakeRun) -> None:
+    records = read_metrics(whole / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 21))
+    assert records[-1]["loss"] < records[0]["loss"] - 1
+    assert [record["step"] for record in records if "validation_loss" in record] == [8, 16, 20]
+    assert [manifest.step_of(folder) for folder in manifest.checkpoints(whole / "checkpoints")] == [20, 16]
+    evaluation = json.loads((whole / "evaluation.json").read_text())
+    assert evaluation["loss"] == records[-1]["validation_loss"]
+    assert load_tokenizer(whole / "model").vocab_size == 258
+
+
+def test_the_saved_weights_are_the_trained_model(whole: Path, make_run: MakeRun) -> None:
+    from lm.model.documents import Documents
+
+    run = make_run()
+    model = LanguageModel(run.model).eval()
+    weights = load_file(whole / "model" / "model.safetensors")
+    # A tied head is the embedding under another name, so it is kept once.
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    validation = prepare(run.data).validation
+    assert validation is not None
+    batch = validation.batches.rows(range(validation.num_rows))
+    with torch.no_grad():
+        out = model(batch.tokens.flatten(), Documents.from_lengths(batch.lengths), batch.targets.flatten())
+    loss = out.loss.item() / int((batch.targets != -100).sum())
+    assert loss == pytest.approx(read_metrics(whole / "metrics.jsonl")[-1]["validation_loss"], rel=1e-5)
+
+
+def test_a_complete_run_says_so_and_touches_nothing(
+    whole: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    train(make_run(f"train.output_dir={whole}"))
+    assert "is complete: 20 of 20 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_stopping_after_any_step_changes_nothing(whole: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    """The run is cut off between two checkpoints, with a half-written line at the end of its metrics."""
+    copy = begun_copy(whole, tmp_path / "out", steps=(16,))
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "lo')
+    train(make_run())
+    assert exact(copy) == exact(whole)
+
+
+def begun_copy(whole: Path, copy: Path, steps: tuple[int, ...]) -> Path:
+    """The folder as it was when these checkpoints were the newest."""
+    shutil.copytree(whole, copy)
+    for name in ("complete.json", "evaluation.json"):
+        (copy / name).unlink()
+    for folder in manifest.checkpoints(copy / "checkpoints"):
+        if manifest.step_of(folder) not in steps:
+            shutil.rmtree(folder)
+    return copy
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    whole: Path, make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    copy = begun_copy(whole, tmp_path / "out", steps=(16, 20))
+    damage(copy / "checkpoints" / "step-000020" / "state-00000.safetensors")
+    train(make_run())
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "step-000020 is damaged: state-00000.safetensors" in said
+    assert "going on from step 16" in said
+    assert exact(copy) == exact(whole)
+    assert manifest.damage(copy / "checkpoints" / "step-000020") is None
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    whole: Path,
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, calls = checkpoint.write_tensors, []
+
+    def full_at_step_8(path: Path, *rest: Any) -> Any:
+        calls.append(path)
+        if "step-000008" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full_at_step_8)
+    with pytest.raises(KeyboardInterrupt):
+        train_until(make_run(), 10, monkeypatch)
+    assert "step 8 was not written: No space left on device" in capsys.readouterr().out.replace("\n", " ")
+    folder = tmp_path / "out" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-000004"]
+    monkeypatch.undo()
+    train(make_run())
+    assert exact(tmp_path / "out") == exact(whole)
+
+
+def train_until(run: RunFile, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains, and raises KeyboardInterrupt before the record of `step` is written."""
+    from lm.train.log import RunLog
+
+    write = RunLog.write
+
+    def stop(log: RunLog, record: dict[str, Any]) -> None:
+        if record["step"] == step:
+            raise KeyboardInterrupt
+        write(log, record)
+
+    monkeypatch.setattr(RunLog, "write", stop)
+    train(run)
+
+
+def test_more_steps_go_on_from_a_finished_run(whole: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    train(make_run("train.steps=24"))
+    assert exact(tmp_path / "out")[:20] == exact(whole)
+    assert [record["step"] for record in exact(tmp_path / "out")] == list(range(1, 25))
+
+
+def test_changed_text_is_refused(
+    whole: Path, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun_copy(whole, tmp_path / "out", steps=(16,))
+    counters = checkpoint.read_counters
+    monkeypatch.setattr(
+        checkpoint, "read_counters", lambda folder: checkpoint.Counters(**{**vars(counters(folder)), "data": "other"})
+    )
+    with pytest.raises(UserError, match="is not what the run in"):
+        train(make_run())
+
+
+def test_a_run_that_is_never_finite_ends_with_advice(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match=f"last {MAX_SKIPPED_IN_A_ROW} steps"):
+        train(make_run("optimizer.lr=1e30", "optimizer.schedule.warmup_steps=0", "train.steps=40"))
+
+
+def test_ranks_that_cannot_share_the_batch_are_told_which_could(make_run: MakeRun) -> None:
+    assert rows_per_rank(make_run(), 4) == 2
+    with pytest.raises(UserError, match="multiple of 96"):
+        rows_per_rank(make_run(), 3)
+
+
+@pytest.mark.launch
+def test_killed_three_times_it_ends_as_if_nothing_had_happened(whole: Path, run_path: Path, tmp_path: Path) -> None:
+    """SIGKILL between, and while, steps and checkpoints; the server below spares each start its imports."""
+    from lm.cli import main
+
+    spawning = multiprocessing.get_context("forkserver")
+    spawning.set_forkserver_preload(["lm.train.loop", "lm.run_file", "deepspeed", "torch._dynamo"])
+    output = tmp_path / "out"
+    command = ["train", str(run_path), f"train.output_dir={output}", "train.evaluate_every=8"]
+    exits = []
+    for kill_after in (3, 9, 14, None):
+        process = spawning.Process(target=main, args=(command,))
+        process.start()
+        while kill_after is not None and process.is_alive() and written(output) < kill_after:
+            time.sleep(0.001)
+        if kill_after is not None:
+            process.kill()
+        process.join(120)
+        exits.append(process.exitcode)
+    assert exits == [-9, -9, -9, 0]
+    assert exact(output) == exact(whole)
+
+
+def written(output: Path) -> int:
+    """Steps in the metrics so far."""
+    path = output / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
