@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +20,13 @@ from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
 from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
+from lm.train.finish import finish
 from lm.train.folder import Run, RunFolder
 from lm.train.log import RunLog
 from lm.train.manifest import keep_newest
-from lm.train.model_file import save_weights
 from lm.train.peak import device_peak, model_flops_utilisation
 from lm.train.progress import Progress
-from lm.train.report.data import save_report_data
+from lm.train.report import save_report_data
 from lm.train.schedule import learning_rate
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -243,15 +242,15 @@ class Training:
         validation, train = self.prepared.validation, self.run.train
         if validation is None:
             return {}
+        tokens = train.evaluate_tokens if self.counters.step < train.steps else None
         with self.progress.phase("evaluating"):
-            found = evaluate(self.engine, validation, self.counters.step, train.micro_batch_size, train.evaluate_tokens)
+            found = evaluate(self.engine, validation, self.counters.step, train.micro_batch_size, tokens)
         self.evaluation = found
         if self.world.rank == 0:
             save_report_data(self.folder.root, evaluation=found)
-        perplexity = found.perplexity if math.isfinite(found.loss) else math.nan
         return {
             "validation_loss": found.loss,
-            "validation_perplexity": perplexity,
+            "validation_perplexity": found.perplexity,
             "validation_bits_per_byte": found.bits_per_byte,
         }
 
@@ -269,11 +268,16 @@ class Training:
             keep_newest(self.folder.checkpoints, self.run.train.keep_checkpoints)
 
     def finish(self) -> None:
-        """Writes the final weights beside the tokenizer, and marks the run as complete."""
+        """Writes what the run leaves behind, and marks it as complete."""
+        if self.evaluation is None:
+            self._evaluate()  # the run was killed between its last step and here
         found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
-        if self.world.rank == 0:
-            assert found is not None
-            save_weights(self.folder.model, found, self.engine.model)
-            self.prepared.tokenizer.save(self.folder.model)
+        assert found is not None
+
+        def work() -> None:
+            finish(
+                self.run, self.folder, self.progress, self.prepared, self.plan, self.evaluation, found, self.world.size
+            )
             self.folder.complete(self.counters.step)
-        self.world.barrier()
+
+        self.world.on_rank_zero(work)

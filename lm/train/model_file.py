@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,19 +15,18 @@ WEIGHTS = "model.safetensors"
 
 
 def full_weights(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The fp32 weights of a checkpoint by parameter name, shaped as `model`'s (which may be sharded or on meta)."""
+    """The fp32 weights of a checkpoint by parameter name, shaped as `model`'s. A tied weight is there once."""
     weights = {}
     with StateFiles(checkpoint) as files:
         for name, parameter in model.named_parameters():
-            # Under ZeRO-3 a parameter's own shape is empty.
-            weights[name] = torch.empty(tuple(getattr(parameter, "ds_shape", parameter.shape)))
+            weights[name] = torch.empty(parameter.shape)
             files.read("weight", name, 0, weights[name].view(-1))
     return weights
 
 
-def save_weights(folder: Path, checkpoint: Path, model: nn.Module) -> None:
-    """Writes `model.safetensors` with the checkpoint's fp32 weights into `folder`."""
+def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes `model.safetensors` into `folder`, in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (WEIGHTS + ".tmp")
-    write_tensors(temporary, full_weights(checkpoint, model), {"format": "pt"})
+    write_tensors(temporary, weights, {"format": "pt"})
     temporary.replace(folder / WEIGHTS)

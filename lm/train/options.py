@@ -34,7 +34,9 @@ class TrainOptions(Options):
         default=None, ge=1, description="Steps between held-out evaluations; null evaluates once, at the end."
     )
     evaluate_tokens: int | None = Field(
-        default=None, ge=1, description="Held-out tokens read by one evaluation; null reads all of them."
+        default=None,
+        ge=1,
+        description="Held-out tokens read by an evaluation on the way; null, and the end of the run, read all.",
     )
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="Steps between checkpoints; null writes one, at the end."

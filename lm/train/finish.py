@@ -1,0 +1,73 @@
+"""What a run leaves behind when its steps are done: weights, a sample, comparisons, the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lm.data.prepare import Prepared, Validation
+from lm.model.decoder import LanguageModel
+from lm.plan import Plan
+from lm.train.compressors import compressed_bits_per_byte
+from lm.train.environment import describe_environment
+from lm.train.evaluation import Evaluation
+from lm.train.folder import Run, RunFolder
+from lm.train.model_file import full_weights, save_weights
+from lm.train.progress import Progress
+from lm.train.report import save_report_data, write_report
+from lm.train.sample import Sample, SamplingSettings, sample_text
+
+PROMPT_CHARACTERS = 200
+
+
+def finish(
+    run: Run,
+    folder: RunFolder,
+    progress: Progress,
+    prepared: Prepared,
+    plan: Plan,
+    evaluation: Evaluation | None,
+    checkpoint: Path,
+    ranks: int,
+) -> None:
+    """Writes the final weights and tokenizer, the report's files and the report. For one rank; needs no other.
+
+    checkpoint: the last one, whose weights are the run's result.
+    """
+    with progress.phase("saving the model"):
+        model = LanguageModel(run.model)
+        weights = full_weights(checkpoint, model)
+        model.load_state_dict(weights, strict=not run.model.tie_word_embeddings)
+        save_weights(folder.model, weights)
+        prepared.tokenizer.save(folder.model)
+    if evaluation is not None and prepared.validation is not None:
+        with progress.phase("compressing the held-out text with gzip and xz"):
+            evaluation = replace(evaluation, baselines=baselines(prepared.validation))
+    with progress.phase("writing a sample"):
+        sample = write_sample(model, prepared)
+    save_report_data(
+        folder.root, evaluation=evaluation, plan=plan, sample=sample, environment=describe_environment(ranks)
+    )
+    progress.say(f"report: {write_report(folder.root)}")
+
+
+def baselines(validation: Validation) -> dict[str, float]:
+    """Bits per byte of the held-out text by simpler means."""
+    return compressed_bits_per_byte([validation.text()]) | {"token frequencies": validation.unigram_bits_per_byte}
+
+
+def write_sample(model: LanguageModel, prepared: Prepared) -> Sample:
+    """What the model writes after the beginning of a held-out document."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return sample_text(model.to(device), prepared.tokenizer, prompt(prepared.validation), SamplingSettings())
+
+
+def prompt(validation: Validation | None) -> str:
+    """The first lines of the held-out text, of about PROMPT_CHARACTERS; empty where nothing is held out."""
+    if validation is None:
+        return ""
+    beginning = validation.text()[:PROMPT_CHARACTERS].decode(errors="ignore")
+    whole_lines = beginning.rpartition("\n")[0]
+    return whole_lines or beginning
