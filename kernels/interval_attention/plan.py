@@ -179,7 +179,7 @@ def _block_rows(start: Bounds, end: Bounds) -> int:
     """Wide intervals and slowly moving ones get tall blocks: the edges of a block are computed in vain."""
     width = float(np.maximum(end - start, 0).mean())
     drift = float(end[-1] - end[0] + start[-1] - start[0]) / len(end)
-    ideal = width / max(2 * drift, 1e-9)
+    ideal = width / max(4 * drift, 1e-9)
     return int(min(max(2 ** round(np.log2(max(ideal, 1.0))), MIN_BLOCK), MAX_BLOCK))
 
 
