@@ -36,7 +36,8 @@ class SentencePieceOptions(Options):
     def _either_path_or_training(self) -> SentencePieceOptions:
         if self.path is None and self.vocab_size is None:
             raise ValueError("set vocab_size to train a SentencePiece model, or path to use an existing one")
-        surplus = sorted(self.model_fields_set - {"kind", "path"})
+        fields = type(self).model_fields
+        surplus = sorted(name for name in fields if name != "path" and getattr(self, name) != fields[name].default)
         if self.path is not None and surplus:
             raise ValueError(f"path names a trained model, so remove {', '.join(surplus)} (or remove path to train)")
         return self

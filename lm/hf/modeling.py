@@ -55,10 +55,10 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
 
     def __init__(self, config: BraidConfig) -> None:
         PreTrainedModel.__init__(self, config)
-        self.build(config.to_options())
+        DecoderLayers.build(self, config.to_options())
         self.gradient_checkpointing = False
         self.checkpoint_every = 1
-        self.post_init()
+        PreTrainedModel.post_init(self)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from lm.model.mixers import MIXERS, Dimensions, MixerOptions
 from lm.options import Options
-from lm.pattern import expand
+from lm.pattern import PatternError, expand
 
 if TYPE_CHECKING:
     AnyMixer = MixerOptions
@@ -76,7 +76,10 @@ class ModelOptions(Options):
                 mixer.check(dimensions)
             except ValueError as error:
                 raise ValueError(f"mixers.{name}: {error}") from None
-        expand(self.layers, self.mixers)
+        try:
+            expand(self.layers, self.mixers)
+        except PatternError as error:
+            raise ValueError(f"layers: {error}") from None
 
     @property
     def dimensions(self) -> Dimensions:
