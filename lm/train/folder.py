@@ -81,7 +81,7 @@ class RunFolder:
         """The steps of the finished run in this folder; 0 where there is none."""
         try:
             return int(json.loads(self._complete.read_text())["steps"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
 
     def complete(self, steps: int) -> None:
