@@ -22,7 +22,7 @@ RUN_FILE = {"lm.run_file", "lm.option_errors", *TRAIN}
 CLI = {"lm.cli", "lm.plan_table", *RUN_FILE}
 FLOORS: dict[str, set[str]] = {
     "kernels": {"kernels"},
-    "lm": set(),
+    "lm": {"kernels"},
     "lm.errors": set(),
     "lm.options": set(),
     "lm.pattern": {"lm.errors"},
