@@ -100,6 +100,15 @@ def write_pattern(names: list[str]) -> str:
     return min(candidates, key=len)
 
 
+def reasons(error: ValidationError) -> str:
+    """What pydantic found, in one line: keys and sentences."""
+    found = []
+    for detail in error.errors(include_url=False):
+        place = ".".join(map(str, detail["loc"]))
+        found.append(f"{place}: {detail['msg']}" if place else detail["msg"].removeprefix("Value error, "))
+    return "; ".join(found)
+
+
 def _runs(names: list[str]) -> str:
     runs = [(name, len(list(run))) for name, run in groupby(names)]
     return " ".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
@@ -158,8 +167,7 @@ def _rope(config: PreTrainedConfig, kind: str) -> dict[str, Any]:
     try:
         scaling = TypeAdapter(RopeScaling).validate_python(given)
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"rope_parameters {given} have no counterpart here: {reasons}") from None
+        raise UserError(f"rope_parameters {given} have no counterpart here: {reasons(error)}") from None
     return rope | {"rope_scaling": scaling.model_dump(mode="json")}
 
 

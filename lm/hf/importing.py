@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +23,13 @@ from transformers.initialization import no_init_weights
 
 from lm.errors import UserError
 from lm.hf.configuration import BraidConfig
-from lm.hf.families import describe, translate
+from lm.hf.families import describe, reasons, translate
 from lm.hf.modeling import BraidForCausalLM
 from lm.model.block import Block
 from lm.model.mixers import MIXERS, build_mixer
 from lm.model.mixers.attention import SoftmaxMixer, SoftmaxOptions
 from lm.model.options import ModelOptions
 from lm.pattern import PatternError, expand
-
-# Names that a new pattern may use without `mixers`.
-READY_MIXERS: dict[str, dict[str, Any]] = {
-    "global": {"kind": "attention"},
-    "local": {"kind": "attention", "window": 1024},
-    "rat": {"kind": "rat"},
-}
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,11 @@ class Layer:
     mixer: str
     kept: tuple[str, ...]
     new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.new:
+            return f"{self.mixer}: all kept"
+        return f"{self.mixer}: new {', '.join(self.new)}; kept {', '.join(self.kept) or 'none'}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,14 @@ class Imported:
     parameters: int
     dtype: torch.dtype
     no_tokenizer: str | None
+
+    def __str__(self) -> str:
+        lines = [f"{self.parameters:,} parameters in {str(self.dtype).removeprefix('torch.')}: {self.config.layers}"]
+        if any(layer.new for layer in self.layers):
+            lines += [f"layer {index:3d} {layer}" for index, layer in enumerate(self.layers)]
+        if self.no_tokenizer is not None:
+            lines.append(f"no tokenizer was copied: {self.no_tokenizer}")
+        return "\n".join(lines)
 
 
 def import_model(
@@ -90,6 +97,10 @@ def import_model(
     del original
     model, report = _assemble(config, state, dtype, seed)
     model.generation_config = generation_config
+    if not torch.cuda.is_available():
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # saving imports DeepSpeed, which otherwise prints that it guesses
     model.save_pretrained(folder)
     no_tokenizer = None
     try:
@@ -166,7 +177,8 @@ def _options(described: dict[str, Any], layers: str | None, mixers: Mapping[str,
     own: dict[str, dict[str, Any]] = described["mixers"]
     first = own.get("global") or next(iter(own.values()))
     inherited = {key: value for key, value in first.items() if key not in ("kind", "window")}
-    defined = {name: _inherit(mixer, inherited) for name, mixer in {**READY_MIXERS, **mixers}.items()}
+    given = {**_ready_mixers(described["num_attention_heads"]), **mixers}
+    defined = {name: _inherit(mixer, inherited) for name, mixer in given.items()}
     available = {**defined, **{name: mixer for name, mixer in own.items() if name not in mixers}}
     try:
         names = expand(layers, available)
@@ -179,8 +191,17 @@ def _options(described: dict[str, Any], layers: str | None, mixers: Mapping[str,
     try:
         return ModelOptions(**described | {"mixers": used, "layers": layers})
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"--layers '{layers}': {reasons}") from None
+        raise UserError(f"--layers '{layers}': {reasons(error)}") from None
+
+
+def _ready_mixers(heads: int) -> dict[str, dict[str, Any]]:
+    """Mixers that a new pattern may name without defining them."""
+    groups = next((count for count in range(2, heads) if heads % count == 0), heads)
+    return {
+        "global": {"kind": "attention"},
+        "local": {"kind": "attention", "window": 1024},
+        "rat": {"kind": "rat", "chunk_size": 16, "qk_groups": groups},
+    }
 
 
 def _inherit(mixer: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def test_softmax_mixers_take_the_originals_weights(tmp_path):
         ("(rat global)*3", None, "has 6 layers, the model has 4"),
         ("rat globl rat rat", None, "Did you mean 'global'"),
         ("ls*4", {"ls": {"kind": "long_short", "short_heads": 2}}, "window"),
-        ("r*4", {"r": {"kind": "rat", "qk_groups": 3}}, "qk_groups 3 must divide"),
+        ("r*4", {"r": {"kind": "rat", "qk_groups": 3}}, "'r\\*4': mixers.r: qk_groups 3 must divide"),
         (None, {"r": {"kind": "rat"}}, "--mixers without --layers"),
     ],
 )
@@ -303,8 +303,12 @@ def test_smollm2(tmp_path):
     assert import_model(str(path), tmp_path / "imported").no_tokenizer is None
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "imported")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "imported")
-    tokens = tokenizer(Path(torch.functional.__file__).read_text(), return_tensors="pt").input_ids[:, :512]
-    with torch.no_grad():
-        torch.testing.assert_close(imported(tokens).logits, original(tokens).logits, atol=1e-4, rtol=0)
+    tokens = tokenizer(Path(torch.functional.__file__).read_text(), return_tensors="pt").input_ids[:, :400]
     texts = [model.generate(tokens[:, :64], max_new_tokens=64, do_sample=False) for model in (imported, original)]
     assert torch.equal(*texts)
+    with torch.no_grad():
+        # Logits reach 42 here: in float32 transformers' own eager and sdpa attention differ by 0.8e-4.
+        torch.testing.assert_close(imported(tokens).logits, original(tokens).logits, atol=2e-4, rtol=0)
+        torch.testing.assert_close(
+            imported.double()(tokens).logits, original.double()(tokens).logits, atol=1e-4, rtol=0
+        )

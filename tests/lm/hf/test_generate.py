@@ -1,0 +1,166 @@
+"""`braid import`, `braid generate` and `braid chat` as a user types them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lm.cli import main
+from lm.hf import generate as module
+from lm.hf.generate import Stream
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+
+
+def byte_tokenizer(**more):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **more)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(**sizes, vocab_size=256, initializer_range=0.3, eos_token_id=None, bos_token_id=None)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imported")
+    assert main(["import", str(llama), str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chatty(imported, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chatty")
+    AutoModelForCausalLM.from_pretrained(imported).save_pretrained(folder)
+    byte_tokenizer(chat_template=TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def expected_text(folder, prompt, count):
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokens = tokenizer(prompt, return_tensors="pt").input_ids
+    for _ in range(count):
+        tokens = torch.cat((tokens, model(tokens).logits[:, -1].argmax(-1, keepdim=True)), 1)
+    return tokenizer.decode(tokens[0, -count:])
+
+
+@pytest.mark.parametrize("model", ["llama", "imported"])
+def test_greedy_text_is_streamed_and_its_speed_told(request, model, capsys):
+    folder = request.getfixturevalue(model)
+    capsys.readouterr()
+    assert main(["generate", str(folder), "--prompt", "def f(x):", "--greedy", "--max-new-tokens", "12"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected_text(folder, "def f(x):", 12) + "\n"
+    assert captured.err.startswith("9 tokens read in ")
+    assert ", 12 written, " in captured.err
+    assert captured.err.rstrip().endswith("tokens/s")
+
+
+def test_a_seed_repeats_the_draw(imported, capsys):
+    texts = []
+    for seed in ("1", "1", "2"):
+        draw = ["--seed", seed, "--temperature", "1.5", "--top-p", "1", "--max-new-tokens", "20"]
+        assert main(["generate", str(imported), "--prompt", "abc", *draw]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_tiny_top_p_is_greedy(imported, capsys):
+    choices = (["--top-p", "1e-6"], ["--greedy"])
+    for choice in choices:
+        assert main(["generate", str(imported), "--prompt", "abc", "--max-new-tokens", "8", *choice]) == 0
+    lines = capsys.readouterr().out
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+
+
+def test_text_comes_before_the_end(imported, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(imported)
+    stream = Stream(tokenizer)
+    stream.put(torch.zeros(1, 3))
+    for token in tokenizer("one two three").input_ids:
+        stream.put(torch.tensor([token]))
+    assert capsys.readouterr().out == "one two "
+    stream.end()
+    assert capsys.readouterr().out == "three\n"
+
+
+class Interrupted(Stream):
+    """Presses Ctrl-C when the fifth token comes."""
+
+    def put(self, value):
+        super().put(value)
+        if len(self.tokens) == 5:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_the_text_and_tells_the_speed(imported, capsys, monkeypatch):
+    monkeypatch.setattr(module, "Stream", Interrupted)
+    assert main(["generate", str(imported), "--prompt", "abc", "--greedy"]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == expected_text(imported, "abc", 5) + "\n"
+    assert "5 written" in captured.err
+
+
+def test_a_conversation_keeps_what_was_said(chatty, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\nso?\n"))
+    assert main(["chat", str(chatty), "--greedy", "--max-new-tokens", "6"]) == 0
+    first = expected_text(chatty, "[user]hi[a]", 6)
+    second = expected_text(chatty, f"[user]hi[assistant]{first}[user]so?[a]", 6)
+    assert capsys.readouterr().out == f"> {first}\n> {second}\n> \n"
+
+
+def test_ctrl_c_in_a_conversation_ends_the_answer_only(chatty, capsys, monkeypatch):
+    monkeypatch.setattr(module, "Stream", Interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    assert main(["chat", str(chatty), "--greedy"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"> {expected_text(chatty, '[user]hi[a]', 5)}\n> \n"
+    assert "(interrupted)" in captured.err
+
+
+def test_import_tells_what_is_new(llama, tmp_path, capsys):
+    mixers = tmp_path / "mixers.yaml"
+    mixers.write_text("r: {kind: rat, chunk_size: 4}")
+    assert main(["import", str(llama), str(tmp_path / "a"), "--layers", "r global", "--mixers", str(mixers)]) == 0
+    out = capsys.readouterr().out
+    assert "parameters in float32: r global" in out
+    assert "layer   0 r: new q_proj.weight, k_proj.weight, forget_proj.weight" in out
+    assert "kept v_proj.weight, o_proj.weight" in out
+    assert "layer   1 global: all kept" in out
+    inline = ["--layers", "r r", "--mixers", "{r: {kind: rat, chunk_size: 4}}"]
+    assert main(["import", str(llama), str(tmp_path / "b"), *inline]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chat", "IMPORTED"], "has no chat template"),
+        (["generate", "IMPORTED", "--prompt", ""], "--prompt: it is empty"),
+        (["generate", "nowhere/at/all", "--prompt", "x"], "nowhere/at/all: "),
+        (["generate", "IMPORTED", "--prompt", "x", "--greedy", "--top-p", "0.5", "--seed", "1"], "--seed, --top-p"),
+        (["import", "IMPORTED", "new", "--layers", "global global"], "a 'braid' model has no counterpart"),
+        (["import", "LLAMA", "new", "--layers", "rat rat", "--mixers", "[rat"], "--mixers: "),
+        (["import", "LLAMA", "new", "--layers", "rat rat", "--mixers", "rat"], "--mixers: mixers by name"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(llama, imported, capsys, monkeypatch, arguments, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    places = {"IMPORTED": str(imported), "LLAMA": str(llama)}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    assert message in capsys.readouterr().err
