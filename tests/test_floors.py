@@ -32,6 +32,7 @@ FLOORS: dict[str, set[str]] = {
     "lm.data": DATA,
     "lm.data.options": BASE,
     "lm.hf": HF,
+    "lm.hf.tokenizer": {*HF, *DATA},
     "lm.plan": PLAN,
     "lm.train": TRAIN,
     "lm.train.options": {"lm.train.deepspeed_keys", *BASE},

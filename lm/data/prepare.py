@@ -27,7 +27,7 @@ from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
 from lm.errors import UserError
 
 # Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
-_FORMAT = 1
+_FORMAT = 2
 _ENCODE_BYTES = 4_000_000
 _log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import sentencepiece
 from lm.data.fingerprint import unit_hash
 from lm.data.options import SentencePieceOptions
 from lm.data.readers import Document
+from lm.data.sentencepiece_model import round_scores
 from lm.data.tokenizers import SentencePieceTokenizer
 from lm.errors import UserError
 
@@ -68,7 +69,7 @@ def train_sentencepiece(options: SentencePieceOptions, passages: Sequence[str]) 
         )
     except RuntimeError as error:
         raise UserError(f"data.tokenizer.vocab_size: {_remedy(options, str(error))}") from error
-    return SentencePieceTokenizer(model.getvalue(), "the trained tokenizer")
+    return SentencePieceTokenizer(round_scores(model.getvalue()), "the trained tokenizer")
 
 
 def _remedy(options: SentencePieceOptions, message: str) -> str:

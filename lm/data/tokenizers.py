@@ -89,47 +89,47 @@ class SentencePieceTokenizer:
 
     def __init__(self, model: bytes, origin: str) -> None:
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError(f"{origin} is not a SentencePiece model.") from error
-        self._model = model
-        self.vocab_size: int = self._processor.get_piece_size()
+        self.model = model
+        self.vocab_size: int = self.processor.get_piece_size()
         self.bos_id, self.eos_id = _both_ends(
-            _present(self._processor.bos_id()), _present(self._processor.eos_id()), origin
+            _present(self.processor.bos_id()), _present(self.processor.eos_id()), origin
         )
         self.fingerprint = content_digest([model])
         self._space_mark_ids = self._spell_space_mark()
 
     def _spell_space_mark(self) -> list[int] | None:
         """The byte pieces of the space mark, where the model leaves text as it is and has byte pieces."""
-        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        ids = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         probe = "  \uff46\ufb01 \t\n x  "  # runs of spaces, and characters that NFKC would rewrite
-        unchanged = self._processor.decode(self._processor.encode(probe)) == probe
-        unprefixed = not self._processor.encode("x", out_type=str)[0].startswith(_SPACE_MARK)
-        return ids if unchanged and unprefixed and all(map(self._processor.is_byte, ids)) else None
+        unchanged = self.processor.decode(self.processor.encode(probe)) == probe
+        unprefixed = not self.processor.encode("x", out_type=str)[0].startswith(_SPACE_MARK)
+        return ids if unchanged and unprefixed and all(map(self.processor.is_byte, ids)) else None
 
     def encode(self, text: str) -> list[int]:
         if self._space_mark_ids is None or _SPACE_MARK not in text:
-            ids: list[int] = self._processor.encode(text)
+            ids: list[int] = self.processor.encode(text)
             return ids
         first: list[int]
-        first, *others = self._processor.encode(text.split(_SPACE_MARK))
+        first, *others = self.processor.encode(text.split(_SPACE_MARK))
         return first + [id for part in others for id in (*self._space_mark_ids, *part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         plain = [text for text in texts if _SPACE_MARK not in text]
-        encoded = iter(self._processor.encode(plain, num_threads=_cpu_cores()))
+        encoded = iter(self.processor.encode(plain, num_threads=_cpu_cores()))
         return [
             np.array(self.encode(text) if _SPACE_MARK in text else next(encoded), dtype=np.uint32) for text in texts
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
-        text: str = self._processor.decode(list(map(int, ids)))
+        text: str = self.processor.decode(list(map(int, ids)))
         return text
 
     def save(self, folder: Path) -> None:
         _write_kind(folder, SentencePieceOptions.model_fields["kind"].default)
-        (folder / _MODEL_FILE).write_bytes(self._model)
+        (folder / _MODEL_FILE).write_bytes(self.model)
 
 
 class HuggingFaceTokenizer:
@@ -139,7 +139,7 @@ class HuggingFaceTokenizer:
         # Imported here because only this kind needs it.
         import tokenizers
 
-        self._folder = folder
+        self.folder = folder
         contents = [_read(folder / name) for name in _HUGGING_FACE_FILES]
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(contents[0].decode())
@@ -173,7 +173,7 @@ class HuggingFaceTokenizer:
     def save(self, folder: Path) -> None:
         _write_kind(folder, HuggingFaceOptions.model_fields["kind"].default)
         for name in _HUGGING_FACE_FILES:
-            shutil.copyfile(self._folder / name, folder / name)
+            shutil.copyfile(self.folder / name, folder / name)
 
 
 def existing_tokenizer(options: TokenizerOptions) -> Tokenizer | None:
