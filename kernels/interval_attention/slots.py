@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend_slots(q: Tensor, keys: Tensor, values: Tensor, used: Tensor, *, extra_score: Tensor | None = None) -> Tensor:
-    """Softmax attention of each row's query over its first `used` slots.
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """How many slots of each row are in use: [B] int64, at least 1. One object serves all layers of a kind."""
 
-    q: [B, H, D]. keys, values: [B, G, S, D]; query head h uses key/value head h // (H // G). used: [B] int64, each
-    1 to S. extra_score: [B, H], a further entry of the softmax whose value is 0. Returns [B, H, D] like q; softmax
-    statistics are at least float32.
+    used: Tensor
+
+    @cached_property
+    def count(self) -> int:
+        """The most slots that any row uses."""
+        return int(self.used.max())
+
+    @cached_property
+    def visible(self) -> Tensor | None:
+        """[B, 1, 1, count] bool, or None where all rows use as many."""
+        if bool((self.used == self.count).all()):
+            return None
+        return torch.arange(self.count, device=self.used.device) < self.used[:, None, None, None]
+
+
+def attend_slots(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, *, extra_score: Tensor | None = None) -> Tensor:
+    """Softmax attention of each row's query over the slots in use.
+
+    q: [B, H, D]. keys, values: [B, G, S, D]; query head h uses key/value head h // (H // G). extra_score: [B, H], a
+    further entry of the softmax whose value is 0. Returns [B, H, D] like q; softmax statistics are at least float32.
     """
-    rows, heads, head_dim = q.shape
-    grouped = q.view(rows, keys.shape[1], -1, head_dim)
-    scores = (grouped @ keys.transpose(2, 3)).to(torch.promote_types(q.dtype, torch.float32)) * head_dim**-0.5
-    slots = torch.arange(keys.shape[2], device=q.device)
-    unused = slots >= used[:, None, None, None]
-    scores = scores.masked_fill(unused, -torch.inf)
-    if extra_score is not None:
+    keys, values = keys[:, :, : slots.count], values[:, :, : slots.count]
+    grouped = q.view(len(q), keys.shape[1], -1, q.shape[2])  # queries that share keys: rows of one small matrix
+    if extra_score is None:
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=slots.visible)
+    else:
+        scores = (grouped @ keys.transpose(2, 3)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[2] ** -0.5
+        if slots.visible is not None:
+            scores = scores.masked_fill(~slots.visible, -torch.inf)
         extra = extra_score.view(*scores.shape[:3], 1).to(scores.dtype)
-        scores = torch.cat((scores, extra), dim=3)
-    weights = scores.softmax(dim=3)[..., : keys.shape[2]].to(values.dtype)
-    out: Tensor = (weights @ values).view(rows, heads, head_dim)
-    return out
+        weights = torch.cat((scores, extra), dim=3).softmax(dim=3)[..., :-1].to(values.dtype)
+        out = weights @ values
+    return out.reshape(q.shape)

@@ -51,10 +51,6 @@ class KeyValues:
             entry = entry % self.window
         return self.keys[row, :, entry], self.values[row, :, entry]
 
-    def slots(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` slots of every row, without a copy: two [rows, heads, count, head_dim]."""
-        return self.keys[:, :, :count], self.values[:, :, :count]
-
     def crop(self, before: Tensor, after: Tensor) -> None:
         """Cuts every row from `before` [rows] entries back to `after`; raises ValueError for overwritten entries."""
         if self.window is not None and bool(((before > self.window) & (after < before)).any()):

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kernels.interval_attention import interval_attention
-from kernels.interval_attention.slots import attend_slots
+from kernels.interval_attention.slots import Slots, attend_slots
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, Visible, residue_counts
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions, OptionsT
@@ -124,8 +124,11 @@ class SoftmaxMixer(Mixer[OptionsT]):
     ) -> Tensor:
         if documents.one_each:
             buffer.write(k, v, documents.document, documents.position, documents.total)
-            used = documents.total if group.window is None else documents.total.clamp(max=group.window)
-            return attend_slots(q, *buffer.slots(int(used.max())), used, extra_score=sink_score)
+            total, window = documents.total, group.window
+            slots = documents.memo(
+                ("slots", window), lambda: Slots(total if window is None else total.clamp(max=window))
+            )
+            return attend_slots(q, buffer.keys, buffer.values, slots, extra_score=sink_score)
         keys = documents.tokens(None if group.window is None else group.window - 1)
         k_cached, v_cached = buffer.read(keys.first, documents.past)
         k_all, v_all = keys.join(k_cached, k), keys.join(v_cached, v)

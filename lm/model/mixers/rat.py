@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kernels.gated_scan import Chunks, gated_scan
 from kernels.interval_attention import interval_attention
-from kernels.interval_attention.slots import attend_slots
+from kernels.interval_attention.slots import Slots, attend_slots
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, KeyList, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
@@ -235,17 +235,17 @@ class Rat(Mixer[RatOptions]):
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache) -> Tensor:
         """One token per row: the running state takes the slot of its chunk, so it is attended like a final."""
-        position = documents.position
+        position, size = documents.position, self.options.chunk_size
         gate = gate.flatten(1, 2)
-        carry = gate * (position % self.options.chunk_size != 0)[:, None, None]
+        carry = gate * (position % size != 0)[:, None, None]
         for name, x in (("running_key", k), ("running_value", v)):
             cache.states[name] = carry * cache.states[name] + (1 - gate) * x.flatten(1, 2)
         finals = cache.buffers[0]
-        entry = position.div(self.options.chunk_size, rounding_mode="floor")
+        slots = documents.memo(("chunk slots", size), lambda: Slots(position.div(size, rounding_mode="floor") + 1))
         key = self._rotate(cache.states["running_key"], documents).to(v.dtype)
-        finals.write(key, cache.states["running_value"].to(v.dtype), documents.document, entry, entry + 1)
-        used = entry + 1
-        return attend_slots(self._repeat(self._rotate(q, documents)), *finals.slots(int(used.max())), used)
+        value = cache.states["running_value"].to(v.dtype)
+        finals.write(key, value, documents.document, slots.used - 1, slots.used)
+        return attend_slots(self._repeat(self._rotate(q, documents)), finals.keys, finals.values, slots)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
