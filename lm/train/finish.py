@@ -45,8 +45,10 @@ def finish(
     if evaluation is not None and prepared.validation is not None:
         with progress.phase("compressing the held-out text with gzip and xz"):
             evaluation = replace(evaluation, baselines=baselines(prepared.validation))
-    with progress.phase("writing a sample"):
-        sample = write_sample(model, prepared)
+    sample = None
+    if run.train.sample_tokens:
+        with progress.phase("writing a sample"):
+            sample = write_sample(model, prepared, run.train.sample_tokens)
     save_report_data(
         folder.root, evaluation=evaluation, plan=plan, sample=sample, environment=describe_environment(ranks)
     )
@@ -58,10 +60,11 @@ def baselines(validation: Validation) -> dict[str, float]:
     return compressed_bits_per_byte([validation.text()]) | {"token frequencies": validation.unigram_bits_per_byte}
 
 
-def write_sample(model: LanguageModel, prepared: Prepared) -> Sample:
+def write_sample(model: LanguageModel, prepared: Prepared, tokens: int) -> Sample:
     """What the model writes after the beginning of a held-out document."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return sample_text(model.to(device), prepared.tokenizer, prompt(prepared.validation), SamplingSettings())
+    settings = SamplingSettings(max_new_tokens=tokens)
+    return sample_text(model.to(device), prepared.tokenizer, prompt(prepared.validation), settings)
 
 
 def prompt(validation: Validation | None) -> str:

@@ -41,6 +41,9 @@ class TrainOptions(Options):
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="Steps between checkpoints; null writes one, at the end."
     )
+    sample_tokens: int = Field(
+        default=200, ge=0, description="Tokens that the trained model writes for the report; 0 leaves the sample out."
+    )
     keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
 
 

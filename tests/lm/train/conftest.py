@@ -24,7 +24,13 @@ data:
   sequence_length: 32
   validation: {{fraction: 0.3}}
   cache_dir: "{cache}"
-train: {{output_dir: "{output}", steps: 20, global_batch_tokens: 256, micro_batch_size: 2, checkpoint_every: 4}}
+train:
+  output_dir: "{output}"
+  steps: 20
+  global_batch_tokens: 256
+  micro_batch_size: 4
+  checkpoint_every: 4
+  sample_tokens: 5
 optimizer: {{lr: 1.0e-2, schedule: {{kind: wsd, warmup_steps: 0.2}}}}
 log: {{wandb: disabled}}
 """
@@ -38,8 +44,8 @@ def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     corpus = root / "corpus"
     corpus.mkdir()
-    for number in range(24):
-        text = " ".join(WORDS[(number * step) % len(WORDS)] for step in range(1, 60))
+    for number in range(16):
+        text = " ".join(WORDS[(number * step) % len(WORDS)] for step in range(1, 40))
         (corpus / f"{number}.txt").write_text(f"document {number}: {text}\n")
     path = root / "run.yaml"
     path.write_text(RUN_FILE.format(corpus=corpus, cache=root / "cache", output=root / "out"))

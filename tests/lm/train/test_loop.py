@@ -50,7 +50,9 @@ def test_a_run_leaves_everything_behind(whole: Path, make_run: MakeRun) -> None:
     assert [manifest.step_of(folder) for folder in manifest.checkpoints(whole / "checkpoints")] == [20, 16]
     evaluation = json.loads((whole / "evaluation.json").read_text())
     assert evaluation["loss"] == records[-1]["validation_loss"]
+    assert evaluation["baselines"].keys() == {"gzip -9", "xz -9", "token frequencies"}
     assert load_tokenizer(whole / "model").vocab_size == 258
+    assert "</html>" in (whole / "report.html").read_text()
 
 
 def test_the_saved_weights_are_the_trained_model(whole: Path, make_run: MakeRun) -> None:
