@@ -1,9 +1,4 @@
-"""Shifted-short attention (LongLoRA's S2-Attn, arXiv 2309.12307), causal by construction.
-
-A document is cut into groups of G tokens; queries see only their own group's earlier tokens. The second half of
-the heads cuts the document half a group earlier, so that information passes between groups. Nothing wraps round:
-the published roll lets the first tokens of a row see its last ones.
-"""
+"""Shifted-short attention (LongLoRA's S2-Attn, arXiv 2309.12307): see `lm.model.shifted_groups` for its rule."""
 
 from __future__ import annotations
 
@@ -16,6 +11,7 @@ from torch import Tensor
 from lm.model.documents import Documents, Visible
 from lm.model.mixers.attention import SoftmaxMixer, SoftmaxOptions
 from lm.model.mixers.base import Dimensions
+from lm.model.shifted_groups import halved_kv_heads, shifted_visible
 
 
 class ShiftedShortOptions(SoftmaxOptions):
@@ -49,14 +45,7 @@ class ShiftedShort(SoftmaxMixer[ShiftedShortOptions]):
         position, kv_heads = documents.position, self.dimensions.num_key_value_heads
         if not self.training:
             return Visible(torch.zeros_like(position)[None], position + 1, (kv_heads,))
-        group = self.options.group_size
-        # A document that fits into one group is not cut: the shifted heads would split it for nothing.
-        shift = torch.where(documents.total > group, group // 2, 0)[documents.document]
-        first = torch.stack(
-            [(position + s).div(group, rounding_mode="floor") * group - s for s in (torch.zeros_like(shift), shift)]
-        )
-        heads = self._split_heads()
-        return Visible(first, position + 1, (heads // 2, heads - heads // 2))
+        return shifted_visible(documents, self.options.group_size, self._split_heads())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
         if self.training and (repeat := self._split_heads() // self.dimensions.num_key_value_heads) > 1:
@@ -64,6 +53,4 @@ class ShiftedShort(SoftmaxMixer[ShiftedShortOptions]):
         return super().attend(q, k, v, documents)
 
     def _split_heads(self) -> int:
-        """Key/value heads that the two halves divide; an odd number is first repeated for every query head."""
-        kv_heads = self.dimensions.num_key_value_heads
-        return kv_heads if kv_heads % 2 == 0 else self.dimensions.num_attention_heads
+        return halved_kv_heads(self.dimensions.num_key_value_heads, self.dimensions.num_attention_heads)
