@@ -1,0 +1,157 @@
+"""Decoding deep into a long context: a RAT + local hybrid beside a transformers Llama of the same shape.
+
+    python -m benchmarks.decode [--position 16384] [--quick] [--json FILE]
+
+Both models have 8 layers of width 512 with 8 heads, random weights, one row, fp32, this machine's default device for
+both. Their caches are filled up to the position with random keys and values of the right shape (no prefill: neither
+speed depends on what the cache holds), then steps of one token through each model's `forward` are timed in turn, so
+that other load on the machine meets both. Llama has its default cache, DynamicCache.
+
+The second table compares cache bytes, measured from caches that hold the same number of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from lm.hf import BraidCache, BraidConfig, BraidForCausalLM
+from lm.model.documents import Documents
+
+WIDTH, HEADS, LAYERS, VOCAB = 512, 8, 8, 8192
+HYBRID = {
+    "mixers": {"rat": {"kind": "rat", "chunk_size": 16}, "local": {"kind": "attention", "window": 1024}},
+    "layers": f"(rat local)*{LAYERS // 2}",
+}
+ALL_GLOBAL = {"mixers": {"global": {"kind": "attention"}}, "layers": f"global*{LAYERS}"}
+
+
+def braid(position: int, **pattern: Any) -> BraidForCausalLM:
+    """A Braid model of this benchmark's shape."""
+    torch.manual_seed(0)
+    config = BraidConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        max_position_embeddings=2 * position,
+        tie_word_embeddings=True,
+        **pattern,
+    )
+    model: BraidForCausalLM = BraidForCausalLM(config).eval()
+    return model
+
+
+def fill_braid(model: BraidForCausalLM, position: int) -> BraidCache:
+    """A cache as after `position` tokens; each mixer is fed random hidden states by itself, which is its prefill."""
+    cache = BraidCache()
+    layers = cache.open(model.model, 1, model.dtype, model.device)
+    documents = Documents.from_lengths([position], device=model.device)
+    hidden = torch.randn(position, WIDTH, dtype=model.dtype, device=model.device)
+    for mixer, layer in zip(model.model.mixers, layers.layers, strict=True):
+        mixer(hidden, documents, layer)
+    layers.seen = documents.total
+    cache.columns = position
+    return cache
+
+
+def llama(position: int, intermediate_size: int) -> LlamaForCausalLM:
+    """A transformers Llama of the same shape."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=intermediate_size,
+        num_attention_heads=HEADS,
+        num_hidden_layers=LAYERS,
+        max_position_embeddings=2 * position,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def fill_llama(model: LlamaForCausalLM, position: int) -> DynamicCache:
+    """Its default cache with random keys and values of `position` tokens."""
+    cache = DynamicCache(config=model.config)
+    for layer in range(LAYERS):
+        keys, values = torch.randn(2, 1, HEADS, position, WIDTH // HEADS, dtype=model.dtype, device=model.device)
+        cache.update(keys, values, layer)
+    return cache
+
+
+def stepper(model: Any, cache: Any) -> Callable[[], None]:
+    token = torch.ones(1, 1, dtype=torch.int64, device=model.device)
+
+    def step() -> None:
+        model(input_ids=token, past_key_values=cache, logits_to_keep=1).logits.argmax().item()
+
+    return step
+
+
+def tokens_per_second(step: Callable[[], None], steps: int) -> float:
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return steps / (time.perf_counter() - started)
+
+
+def measure_speed(position: int, rounds: int) -> dict[str, float]:
+    """Median tokens per second of both models, taken in alternating rounds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hybrid = braid(position, **HYBRID).to(device)
+    peer = llama(position, hybrid.config.intermediate_size).to(device)
+    steps = {
+        "braid": (stepper(hybrid, fill_braid(hybrid, position)), 32),
+        "llama": (stepper(peer, fill_llama(peer, position)), 4),
+    }
+    for step, _ in steps.values():
+        tokens_per_second(step, 3)
+    speeds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, (step, count) in steps.items():
+            speeds[name].append(tokens_per_second(step, count))
+    medians = {f"{name}_tokens_per_second": statistics.median(values) for name, values in speeds.items()}
+    return medians | {"ratio": medians["braid_tokens_per_second"] / medians["llama_tokens_per_second"]}
+
+
+def measure_cache(position: int) -> dict[str, float]:
+    """Bytes of live caches after `position` tokens, and what the mixers state, which `braid plan` prints."""
+    found: dict[str, float] = {}
+    for name, pattern in (("hybrid", HYBRID), ("all_global", ALL_GLOBAL)):
+        model = braid(position, **pattern)
+        found[f"{name}_bytes"] = fill_braid(model, position).used_bytes
+        stated = sum(mixer.cache_bytes(position, model.dtype) for mixer in model.model.mixers)
+        assert stated == found[f"{name}_bytes"], f"{name}: stated {stated}, live {found[f'{name}_bytes']}"
+    return found | {"times_smaller": found["all_global_bytes"] / found["hybrid_bytes"]}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--position", type=int, default=16_384, help="tokens in the cache before the first step")
+    parser.add_argument("--quick", action="store_true", help="3 rounds at 2,048 tokens: does it run at all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    chosen = parser.parse_args()
+    position, rounds = (2_048, 3) if chosen.quick else (chosen.position, 9)
+    speed, cache = measure_speed(position, rounds), measure_cache(position)
+    print(f"decoding at position {position:,}: tokens/s, median of {rounds} rounds, {torch.get_num_threads()} threads")
+    print(f"  RAT-16 + local-1024 (Braid)            {speed['braid_tokens_per_second']:9.2f}")
+    print(f"  Llama, DynamicCache (transformers)     {speed['llama_tokens_per_second']:9.2f}")
+    print(f"  ratio                                  {speed['ratio']:9.2f}")
+    print(f"cache after {position:,} tokens: MiB, live caches, equal to what `braid plan` states")
+    print(f"  RAT-16 + local-1024                    {cache['hybrid_bytes'] / 2**20:9.2f}")
+    print(f"  all global                             {cache['all_global_bytes'] / 2**20:9.2f}")
+    print(f"  times smaller                          {cache['times_smaller']:9.2f}")
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps({"position": position, "rounds": rounds, **speed, **cache}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
