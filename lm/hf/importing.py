@@ -131,7 +131,7 @@ class _Origin:
         return {} if self.gguf is None else {"gguf_file": self.gguf}
 
     def config(self) -> PreTrainedConfig:
-        head_dim = None if self.gguf is None else _check_gguf(Path(self.place, self.gguf))
+        head_dim = None if self.gguf is None else check_gguf(Path(self.place, self.gguf))
         try:
             config = AutoConfig.from_pretrained(self.place, **self.file)
         except (OSError, ValueError) as error:
@@ -148,7 +148,7 @@ class _Origin:
         return model
 
 
-def _check_gguf(path: Path) -> int | None:
+def check_gguf(path: Path) -> int | None:
     """The width of a head if the file states it: transformers assumes one for several architectures.
 
     Raises UserError for rotary scalings, which transformers leaves unread.
