@@ -63,7 +63,7 @@ def test_control_c_ends_quietly(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_a_plan_for_programs_agrees_with_the_one_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", CONFIG, "model.layers=(rat local)*3 global", "--world-size", "2"]
+    arguments = ["plan", CONFIG, "model.layers=(rat local)*3 s2", "--world-size", "2"]
     assert main([*arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [layer["mixer"] for layer in plan["layers"]] == ["rat", "local"] * 3 + ["global"]
