@@ -6,8 +6,7 @@ import io
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lm.cli import main
 from lm.hf import generate as module
@@ -18,16 +17,8 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer(**more):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **more)
-
-
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory):
+def llama(tmp_path_factory, byte_tokenizer):
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,7 +36,7 @@ def imported(llama, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chatty(imported, tmp_path_factory):
+def chatty(imported, tmp_path_factory, byte_tokenizer):
     folder = tmp_path_factory.mktemp("chatty")
     AutoModelForCausalLM.from_pretrained(imported).save_pretrained(folder)
     byte_tokenizer(chat_template=TEMPLATE).save_pretrained(folder)
