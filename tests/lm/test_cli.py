@@ -66,7 +66,7 @@ def test_a_plan_for_programs_agrees_with_the_one_for_people(capsys: pytest.Captu
     arguments = ["plan", CONFIG, "model.layers=(rat local)*3 s2", "--world-size", "2"]
     assert main([*arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [layer["mixer"] for layer in plan["layers"]] == ["rat", "local"] * 3 + ["global"]
+    assert [layer["mixer"] for layer in plan["layers"]] == ["rat", "local"] * 3 + ["s2"]
     assert plan["training_flops_per_token"] == 3 * plan["flops_per_token"]
     memory = plan["rank_memory"]
     assert memory["total"] == sum(value for key, value in memory.items() if key != "total")
@@ -79,7 +79,7 @@ def test_a_plan_for_programs_agrees_with_the_one_for_people(capsys: pytest.Captu
 
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["properties"]) == {
+    assert set(json.loads(capsys.readouterr().out)["$defs"]["RunFile"]["properties"]) == {
         "model",
         "data",
         "train",
