@@ -114,6 +114,13 @@ def _import(chosen: argparse.Namespace) -> None:
     print(import_model(chosen.model, chosen.folder, chosen.layers, mixers, chosen.seed))
 
 
+def _export(chosen: argparse.Namespace) -> None:
+    from lm.export import export_run
+
+    training = export_run(chosen.run_folder, chosen.folder)
+    print(f"{chosen.folder}: the model after {training.steps:,} steps, {training.tokens:,} tokens")
+
+
 def _generate(chosen: argparse.Namespace) -> None:
     from lm.hf.generate import Sampling, generate
 
@@ -165,6 +172,11 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", metavar="PATTERN", help="another pattern of as many layers; weights that fit stay")
     parser.add_argument("--mixers", metavar="YAML", help="mixers of that pattern, as YAML or a .yaml file")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the weights that are new")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the train.output_dir of a run")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the model goes; new, or an earlier export")
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -240,6 +252,12 @@ VERBS = {
         _import_arguments,
         "Turn a Llama, Mistral, Qwen or Gemma 3 model into a Braid model, as it is or with another pattern.",
         "braid import HuggingFaceTB/SmolLM2-135M hybrid --layers '(rat global)*15'",
+    ),
+    "export": Verb(
+        _export,
+        _export_arguments,
+        "Write the model of a run as a Hugging Face folder that loads with or without braid.",
+        "braid export runs/quickstart quickstart-model",
     ),
     "generate": Verb(
         _generate,

@@ -49,7 +49,7 @@ def test_a_command_of_the_readme_is_one_that_exists(command: list[str]) -> None:
         verb = command[1] if program == "braid" else "train"
         arguments = run_file_arguments(command)
         chosen = _parser().parse_args([verb, *arguments])
-        if arguments:
+        if arguments and "config" in chosen:
             load_run_file(ROOT / chosen.config, chosen.overrides)
 
 

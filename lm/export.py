@@ -1,0 +1,107 @@
+"""From a run's folder to a Hugging Face folder: `braid export RUN DIR`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lm.data.options import DataOptions
+from lm.data.prepare import prepare
+from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
+from lm.errors import UserError
+from lm.hf.export import Training, export_model
+from lm.model.decoder import LanguageModel
+from lm.model.options import ModelOptions
+from lm.train import manifest
+from lm.train.checkpoint import read_counters
+from lm.train.folder import RunFolder
+from lm.train.model_file import full_weights
+
+_log = logging.getLogger(__name__)
+
+
+def export_run(run_folder: Path, target: Path) -> Training:
+    """Writes the model of a run, finished or not, into `target`, and returns how far it was trained.
+
+    A finished run gives its final weights; one that goes on, or was stopped, those of its newest good checkpoint.
+
+    Raises:
+        UserError: no run or no weights are there, or `target` holds something that is not an earlier export.
+    """
+    folder = RunFolder(run_folder)
+    if not folder.config.is_file():
+        raise UserError(f"{run_folder} is not a run's folder: it has no {folder.config.name}")
+    _require_free(target)
+    run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    options = _read_options(folder.config, run)
+    checkpoint = _newest_good(folder.checkpoints)
+    done = folder.completed_steps
+    if done and (checkpoint is None or manifest.step_of(checkpoint) <= done):
+        weights = _final_weights(folder.model)
+        tokenizer = load_tokenizer(folder.model)
+        training = Training(done, done * run["train"]["global_batch_tokens"])
+    elif checkpoint is not None:
+        with torch.device("meta"):
+            model = LanguageModel(options)
+        weights = full_weights(checkpoint, model)
+        counters = read_counters(checkpoint)
+        tokenizer = _tokenizer(DataOptions.model_validate(run["data"]), counters.data)
+        training = Training(counters.step, counters.tokens)
+    else:
+        raise UserError(f"{run_folder} has no weights yet: the run has not written a checkpoint")
+    export_model(target, options, weights, tokenizer, training)
+    return training
+
+
+def _require_free(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file: name a new folder")
+    if target.exists() and any(target.iterdir()) and not (target / "modeling_braid.py").is_file():
+        raise UserError(f"{target} is not empty, and not an earlier export: name a new folder")
+
+
+def _read_options(path: Path, run: Any) -> ModelOptions:
+    try:
+        return ModelOptions.model_validate(run["model"])
+    except (ValidationError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a run file: {error}") from None
+
+
+def _newest_good(root: Path) -> Path | None:
+    for folder in manifest.checkpoints(root):
+        fault = manifest.damage(folder)
+        if fault is None:
+            return folder
+        _log.warning("checkpoint %s is damaged: %s. Going on with the one before it.", folder, fault)
+    return None
+
+
+def _final_weights(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} no longer holds the weights of the finished run")
+    return {name: tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def _tokenizer(options: DataOptions, trained_on: str) -> Tokenizer:
+    """The tokenizer of a run that has saved none yet.
+
+    trained_on: the fingerprint of the data that the checkpoint was trained on.
+    """
+    tokenizer = existing_tokenizer(options.tokenizer)
+    if tokenizer is not None:
+        return tokenizer
+    prepared = prepare(options)
+    if prepared.fingerprint != trained_on:
+        raise UserError(
+            "data.sources have changed since the run began, so its tokenizer cannot be trained again: bring them back, "
+            "or let the run end, which saves it"
+        )
+    return prepared.tokenizer

@@ -1,0 +1,127 @@
+"""A trained model as a Hugging Face folder that loads with or without this project installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from transformers.initialization import no_init_weights
+
+from lm import __version__
+from lm.data.tokenizers import Tokenizer
+from lm.hf.bundle import AUTO_MAP, write_remote_code
+from lm.hf.configuration import BraidConfig
+from lm.hf.modeling import BraidForCausalLM
+from lm.hf.tokenizer import save_fast_tokenizer
+from lm.model.options import ModelOptions
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [braid]
+---
+
+# {name}
+
+A hybrid language model: {parameters:,} parameters in {layers} layers, `{pattern}`.
+
+| mixer | kind | one layer sees |
+|---|---|---|
+{mixers}
+
+Trained on {tokens:,} tokens in {steps:,} steps; context {context:,} tokens, vocabulary {vocabulary:,}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+inputs = tokenizer("The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+
+`trust_remote_code=True` runs `modeling_braid.py` of this folder. Where Braid is installed, `import lm.hf` before
+loading takes its place. Written by Braid {version}.
+"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the model card says of how the weights came about."""
+
+    steps: int
+    tokens: int
+
+
+def export_model(
+    folder: Path,
+    options: ModelOptions,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    training: Training,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Writes configuration, weights, tokenizer, code and card into `folder`, over those of an earlier export.
+
+    options: resolved. weights: by the names of `LanguageModel`'s parameters, a tied one once; saved as they are.
+    Files of other names stay. What cannot be written leaves the folder as it was.
+
+    Raises:
+        UserError: the tokenizer has no exact Hugging Face form.
+    """
+    # Beside it, so that moving the files is a rename.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        written = Path(name)
+        model = _model(options, weights, tokenizer)
+        # Saving imports DeepSpeed, which otherwise prints that it guesses.
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        model.save_pretrained(written, max_shard_size=max_shard_size)
+        save_fast_tokenizer(tokenizer, written, options.max_position_embeddings or model.config.max_position_embeddings)
+        write_remote_code(written)
+        (written / "README.md").write_text(_card(folder.absolute().name, model, options, training), encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for stale in folder.glob("model*.safetensors*"):
+            stale.unlink()
+        for path in written.iterdir():
+            shutil.move(path, folder / path.name)
+
+
+def _model(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> BraidForCausalLM:
+    config = BraidConfig.from_options(
+        options,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+        auto_map=dict(AUTO_MAP),
+    )
+    with torch.device("meta"), no_init_weights():
+        model = BraidForCausalLM(config)
+    missing, unexpected = model.load_state_dict(dict(weights), strict=False, assign=True)
+    model.tie_weights()
+    if unexpected or any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"the weights do not fit the model: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+def _card(name: str, model: BraidForCausalLM, options: ModelOptions, training: Training) -> str:
+    return _CARD.format(
+        name=name,
+        parameters=model.num_parameters(),
+        layers=options.num_hidden_layers,
+        pattern=options.layers,
+        mixers="\n".join(f"| {key} | {mixer.kind} | {mixer.extent} |" for key, mixer in options.mixers.items()),
+        tokens=training.tokens,
+        steps=training.steps,
+        context=model.config.max_position_embeddings,
+        vocabulary=options.vocab_size,
+        version=__version__,
+    )
