@@ -26,8 +26,7 @@ from lm.hf.configuration import BraidConfig
 from lm.hf.families import describe, reasons, translate
 from lm.hf.modeling import BraidForCausalLM
 from lm.model.block import Block
-from lm.model.mixers import MIXERS, build_mixer
-from lm.model.mixers.attention import SoftmaxMixer, SoftmaxOptions
+from lm.model.mixers import MIXERS
 from lm.model.options import ModelOptions
 from lm.pattern import PatternError, expand
 
@@ -206,8 +205,7 @@ def _ready_mixers(heads: int) -> dict[str, dict[str, Any]]:
 
 def _inherit(mixer: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
     known = MIXERS.get(mixer.get("kind", ""))
-    softmax = known is not None and issubclass(known.options_class, SoftmaxOptions)
-    return {**(inherited if softmax else {}), **mixer}
+    return {**(inherited if known is not None and known.over_tokens else {}), **mixer}
 
 
 def _assemble(
@@ -224,13 +222,13 @@ def _assemble(
             assert isinstance(block, Block)
             prefix = f"model.layers.{index}.mixer."
             given = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-            if not isinstance(block.mixer, SoftmaxMixer):  # its queries and keys belong to other heads
+            if not block.mixer.over_tokens:  # its queries and keys belong to other heads
                 given = {key: tensor for key, tensor in given.items() if key.split(".")[0] not in ("q_proj", "k_proj")}
             wanted = dict(block.mixer.named_parameters())
             kept = [key for key in wanted if key in given and given[key].shape == wanted[key].shape]
             new = [key for key in wanted if key not in kept]
             if new:
-                block.mixer = build_mixer(options.mixers[name], options.dimensions)
+                block.mixer = MIXERS[options.mixers[name].kind](options.mixers[name], options.dimensions)
                 block.mixer.init_weights(options.initializer_range)
                 block.mixer.to(dtype)
             for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in kept]:

@@ -43,6 +43,7 @@ class HeadGroup:
 class SoftmaxMixer(Mixer[OptionsT]):
     """Attention of queries to an interval of tokens per head group; grouped-query where the model is."""
 
+    over_tokens = True
     options: Any
 
     def __init__(self, options: OptionsT, dimensions: Dimensions) -> None:

@@ -51,6 +51,8 @@ class Mixer(nn.Module, ABC, Generic[OptionsT]):
     """
 
     options_class: ClassVar[type[MixerOptions]]
+    over_tokens: ClassVar[bool] = False
+    """Whether queries meet keys and values of single tokens, as in any softmax attention: weights can be exchanged."""
 
     def __init__(self, options: OptionsT, dimensions: Dimensions) -> None:
         super().__init__()
