@@ -33,14 +33,19 @@ def sample_passages(documents: Iterable[Document], sample_bytes: int) -> list[st
     """
     largest_first: list[tuple[float, str, int]] = []
     sampled = 0
+    bound = 1.0  # nothing from the smallest hash that had to go on can be in the sample
     for document in documents:
         for start in range(0, len(document.text), _PASSAGE_CHARACTERS):
             passage = document.text[start : start + _PASSAGE_CHARACTERS]
             utf8 = passage.encode()
-            heapq.heappush(largest_first, (-unit_hash(utf8, "tokenizer sample", 0), passage, len(utf8)))
+            place = unit_hash(utf8, "tokenizer sample", 0)
+            if place >= bound:
+                continue
+            heapq.heappush(largest_first, (-place, passage, len(utf8)))
             sampled += len(utf8)
             while sampled > sample_bytes and len(largest_first) > 1:
-                sampled -= heapq.heappop(largest_first)[2]
+                negative, _, size = heapq.heappop(largest_first)
+                bound, sampled = -negative, sampled - size
     return [passage for _, passage, _ in sorted(largest_first)]
 
 
