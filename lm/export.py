@@ -10,27 +10,31 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.data.options import DataOptions
 from lm.data.prepare import prepare
 from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
 from lm.errors import UserError
+from lm.extend import export as extension_export
+from lm.extend.trainee import Extension
 from lm.hf.export import Training, export_model
-from lm.model.decoder import LanguageModel
 from lm.model.options import ModelOptions
+from lm.run_file import ExtensionFile
 from lm.train import manifest
 from lm.train.checkpoint import read_counters
 from lm.train.folder import RunFolder
 from lm.train.model_file import full_weights
+from lm.train.trainee import FromScratch
 
 _log = logging.getLogger(__name__)
 
 
-def export_run(run_folder: Path, target: Path) -> Training:
+def export_run(run_folder: Path, target: Path, adapter_only: bool = False) -> Training:
     """Writes the model of a run, finished or not, into `target`, and returns how far it was trained.
 
     A finished run gives its final weights; one that goes on, or was stopped, those of its newest good checkpoint.
+    Adapters on a base are merged into it in fp32, or with `adapter_only` written alone, as peft reads them.
 
     Raises:
         UserError: no run or no weights are there, or `target` holds something that is not an earlier export.
@@ -40,7 +44,9 @@ def export_run(run_folder: Path, target: Path) -> Training:
         raise UserError(f"{run_folder} is not a run's folder: it has no {folder.config.name}")
     _require_free(target)
     run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    options = _read_options(folder.config, run)
+    trainee = _read_trainee(folder.config, run)
+    if adapter_only and isinstance(trainee, FromScratch):
+        raise UserError(f"--adapter-only: the run in {run_folder} has no adapter: it trained a whole model")
     checkpoint = _newest_good(folder.checkpoints)
     done = folder.completed_steps
     if done and (checkpoint is None or manifest.step_of(checkpoint) <= done):
@@ -48,15 +54,18 @@ def export_run(run_folder: Path, target: Path) -> Training:
         tokenizer = load_tokenizer(folder.model)
         training = Training(done, done * run["train"]["global_batch_tokens"])
     elif checkpoint is not None:
-        with torch.device("meta"):
-            model = LanguageModel(options)
-        weights = full_weights(checkpoint, model)
+        weights = full_weights(checkpoint, _shapes(trainee))
         counters = read_counters(checkpoint)
         tokenizer = _tokenizer(DataOptions.model_validate(run["data"]), counters.data)
         training = Training(counters.step, counters.tokens)
     else:
         raise UserError(f"{run_folder} has no weights yet: the run has not written a checkpoint")
-    export_model(target, options, weights, tokenizer, training)
+    if isinstance(trainee, FromScratch):
+        export_model(target, trainee.options, weights, tokenizer, training)
+    elif adapter_only:
+        extension_export.export_adapter(target, trainee, weights)
+    else:
+        extension_export.export_merged(target, trainee, weights, tokenizer, training)
     return training
 
 
@@ -67,11 +76,21 @@ def _require_free(target: Path) -> None:
         raise UserError(f"{target} is not empty, and not an earlier export: name a new folder")
 
 
-def _read_options(path: Path, run: Any) -> ModelOptions:
+def _read_trainee(path: Path, run: Any) -> FromScratch | Extension:
     try:
-        return ModelOptions.model_validate(run["model"])
+        if "base" in run:
+            return ExtensionFile.model_validate(run).trainee
+        return FromScratch(ModelOptions.model_validate(run["model"]))
     except (ValidationError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a run file: {error}") from None
+
+
+def _shapes(trainee: FromScratch | Extension) -> nn.Module:
+    """A model with the parameters that a checkpoint of the run holds; their values do not matter."""
+    if isinstance(trainee, Extension):
+        return trainee.build().model
+    with torch.device("meta"):
+        return trainee.build().model
 
 
 def _newest_good(root: Path) -> Path | None:

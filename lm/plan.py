@@ -50,7 +50,10 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model at a training length: its layers, and its totals with embedding, final norm and output head."""
+    """A model at a training length: its layers, and its totals with embedding, final norm and output head.
+
+    frozen_parameters: those that are not trained. frozen_flops_per_token: forward FLOPs of linear layers among them.
+    """
 
     sequence_length: int
     layers: tuple[LayerPlan, ...]
@@ -59,11 +62,13 @@ class Plan:
     flops_per_token: float
     activation_bytes_per_token: float
     vocab_size: int
+    frozen_parameters: int = 0
+    frozen_flops_per_token: float = 0.0
 
     @property
     def training_flops_per_token(self) -> float:
-        """Forward and backward, without recomputation: three times the forward."""
-        return self.flops_per_token * (1 + BACKWARD_TO_FORWARD)
+        """Forward and backward, without recomputation: three times the forward, twice where weights are frozen."""
+        return self.flops_per_token * (1 + BACKWARD_TO_FORWARD) - self.frozen_flops_per_token
 
     @property
     def cache_bytes(self) -> int:
@@ -116,10 +121,9 @@ def rank_memory(plan: Plan, *, zero_stage: int, world_size: int, micro_batch_siz
     """
     shares = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
     master = 0 if dtype == torch.float32 and zero_stage == 0 else 4
-    per_parameter = (dtype.itemsize, dtype.itemsize, 8 + master)
-    weights, gradients, optimizer = (
-        -(-plan.parameters * size // share) for size, share in zip(per_parameter, shares, strict=True)
-    )
+    trained = plan.parameters - plan.frozen_parameters
+    sizes = (plan.parameters * dtype.itemsize, trained * dtype.itemsize, trained * (8 + master))
+    weights, gradients, optimizer = (-(-size // share) for size, share in zip(sizes, shares, strict=True))
     tokens = micro_batch_size * plan.sequence_length
     logits = min(tokens, LOGITS_CHUNK) * plan.vocab_size * 4
     return Memory(weights, gradients, optimizer, round(tokens * plan.activation_bytes_per_token) + logits)

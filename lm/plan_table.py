@@ -6,17 +6,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lm.plan import Memory, Plan, make_plan, rank_memory
-from lm.run_file import RunFile
+from lm.plan import Memory, Plan, rank_memory
+from lm.run_file import AnyRun
 from lm.train.format import short_number
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def plan_run(run: RunFile, world_size: int) -> tuple[Plan, Memory]:
+def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
     """The plan of a run's model at its training length, and the memory of one of `world_size` ranks."""
     dtype = DTYPES[run.train.precision]
-    plan = make_plan(run.model, run.data.sequence_length, dtype)
+    plan = run.trainee.plan(run.data.sequence_length, dtype)
     memory = rank_memory(
         plan,
         zero_stage=run.deepspeed.zero_stage,
@@ -27,7 +27,7 @@ def plan_run(run: RunFile, world_size: int) -> tuple[Plan, Memory]:
     return plan, memory
 
 
-def print_plan(run: RunFile, plan: Plan, memory: Memory, world_size: int) -> None:
+def print_plan(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> None:
     """Writes the layers and the totals to standard output."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -67,13 +67,16 @@ def _layer_table(plan: Plan) -> Table:
     return table
 
 
-def _totals(run: RunFile, plan: Plan, memory: Memory, world_size: int) -> Table:
+def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
     tokens = run.train.steps * run.train.global_batch_tokens
     ranks = f"rank of {world_size}, ZeRO {run.deepspeed.zero_stage}, {run.train.precision}"
+    trained = plan.parameters - plan.frozen_parameters
+    backward = "2 to 3 x forward" if plan.frozen_parameters else "3 x forward"
     rows = {
         "parameters": f"{plan.parameters:,} ({plan.embedding_parameters:,} of them embeddings)",
+        "trained parameters": f"{trained:,} ({trained / plan.parameters:.2%})",
         "forward FLOPs per token": short_number(plan.flops_per_token),
-        "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} (3 x forward, no recomputation)",
+        "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} ({backward}, no recomputation)",
         "whole run": f"{short_number(tokens)} tokens, {plan.training_flops_per_token * tokens:.3g} FLOPs",
         f"cache at {plan.sequence_length:,} tokens": f"{byte_size(plan.cache_bytes)} per sequence",
         f"memory per {ranks}": f"{byte_size(memory.total)} without communication buffers",

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lm.data.options import DataOptions
 from lm.data.tokenizers import declared_vocab_size
 from lm.errors import UserError
+from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.model.options import ModelOptions
 from lm.option_errors import explain
 from lm.options import Options
 from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions, check_run
 from lm.yaml_tree import Tree, dump_tree, read_tree
 
+if TYPE_CHECKING:
+    from lm.extend.trainee import Extension
+    from lm.train.trainee import Trainee
 
-class RunFile(Options):
-    """One pretraining run: the model, its text, how it is trained, and what is logged."""
 
-    model: ModelOptions = Field(description="The network: widths, mixers and the pattern of its layers.")
+class _Sections(Options):
+    """What every run has, whatever it trains."""
+
     data: DataOptions = Field(description="The text, its tokenizer, and how it is cut into rows.")
     train: TrainOptions = Field(description="Length, batch, precision, evaluation and checkpoints of the run.")
     optimizer: OptimizerOptions = Field(description="The optimizer and its learning-rate schedule.")
@@ -31,8 +36,33 @@ class RunFile(Options):
     log: LogOptions = Field(default=LogOptions(), description="What is shown, and what goes to Weights & Biases.")
 
     @model_validator(mode="after")
-    def _rooms_fit(self) -> RunFile:
+    def _batches_fit(self) -> Self:
         check_run(self.train, self.optimizer, self.data.sequence_length)
+        return self
+
+
+class _FromScratch(Options):
+    """What a pretraining run trains."""
+
+    model: ModelOptions = Field(description="The network: widths, mixers and the pattern of its layers.")
+
+
+class _FromBase(Options):
+    """What an extension trains."""
+
+    base: BaseOptions = Field(description="The model to start from.")
+    extend: ExtendOptions = Field(description="How far, over which rotary positions, with which attention.")
+    lora: LoraOptions | None = Field(
+        default=None, description="Adapters, and what is trained whole beside them; left out: everything is trained."
+    )
+
+
+# The base named last comes first in the file, in messages and in the schema.
+class RunFile(_Sections, _FromScratch):
+    """One pretraining run: the model, its text, how it is trained, and what is logged."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
         longest = self.model.max_position_embeddings
         if longest is not None and longest < self.data.sequence_length:
             raise ValueError(
@@ -41,15 +71,58 @@ class RunFile(Options):
             )
         return self
 
+    @property
+    def trainee(self) -> Trainee:
+        """The model, for the training loop."""
+        from lm.train.trainee import FromScratch  # torch comes with it
 
-def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
+        return FromScratch(self.model)
+
+
+class ExtensionFile(_Sections, _FromBase):
+    """One extension of a pretrained model to a longer context: `base`, `extend` and `lora` in place of `model`."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.data.sequence_length > self.extend.target_length:
+            raise ValueError(
+                f"data.sequence_length {self.data.sequence_length} exceeds extend.target_length "
+                f"{self.extend.target_length}: shorten the rows, or extend further"
+            )
+        return self
+
+    @cached_property
+    def trainee(self) -> Extension:
+        """The model, for the training loop."""
+        import torch
+
+        from lm.extend.trainee import Extension  # transformers comes with it
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.train.precision]
+        return Extension(self.base, self.extend, self.lora, dtype, self.optimizer.lr)
+
+
+AnyRun = RunFile | ExtensionFile
+
+
+def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> AnyRun:
     """The run file with `key=value` overrides applied, and with what follows from other keys filled in.
 
-    model.vocab_size left out becomes the tokenizer's size, model.max_position_embeddings data.sequence_length.
+    Of a model: model.vocab_size left out becomes the tokenizer's size, model.max_position_embeddings
+    data.sequence_length. Of a base: data.tokenizer left out becomes the base's own.
     Raises UserError that lists every mistake with its place, key, value and remedy.
     """
     tree = read_tree(Path(path), overrides)
-    run = _validated(tree.values, tree)
+    if "base" not in tree.values:
+        return _pretraining(tree)
+    if "model" in tree.values:
+        place = tree.origin(("model",))
+        raise UserError(f"{place}: model: base names a pretrained model, which brings its own: remove one of the two")
+    return _extension(tree)
+
+
+def _pretraining(tree: Tree) -> RunFile:
+    run = _validated(RunFile, tree.values, tree)
     size = declared_vocab_size(run.data.tokenizer)
     given = run.model.vocab_size
     if given is not None and given < size:
@@ -59,21 +132,39 @@ def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
         "vocab_size": given or size,
         "max_position_embeddings": run.model.max_position_embeddings or run.data.sequence_length,
     }
-    return _validated(tree.values | {"model": tree.values["model"] | derived}, tree)
+    return _validated(RunFile, tree.values | {"model": tree.values["model"] | derived}, tree)
 
 
-def to_yaml(run: RunFile) -> str:
+def _extension(tree: Tree) -> ExtensionFile:
+    values, data = tree.values, tree.values.get("data")
+    if isinstance(data, dict) and "tokenizer" not in data:
+        # A stand-in: the base's tokenizer is looked for once everything else is known to be right.
+        values = values | {"data": data | {"tokenizer": {"kind": "bytes"}}}
+        run = _validated(ExtensionFile, values, tree)
+        from lm.extend.base import tokenizer_folder
+
+        folder = tokenizer_folder(run.base, run.data.cache_dir)
+        values = values | {"data": data | {"tokenizer": {"kind": "huggingface", "path": str(folder)}}}
+    run = _validated(ExtensionFile, values, tree)
+    run.trainee.check(declared_vocab_size(run.data.tokenizer))
+    return run
+
+
+def to_yaml(run: AnyRun) -> str:
     """The resolved run file, every default written out; it loads back equal."""
     return dump_tree(run.model_dump(mode="json"))
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of run files, for editors."""
-    return RunFile.model_json_schema()
+    return TypeAdapter(AnyRun).json_schema()
 
 
-def _validated(values: dict[str, Any], tree: Tree) -> RunFile:
+RunT = TypeVar("RunT", bound=_Sections)
+
+
+def _validated(kind: type[RunT], values: dict[str, Any], tree: Tree) -> RunT:
     try:
-        return RunFile.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(explain(error, RunFile, tree)) from None
+        raise UserError(explain(error, kind, tree)) from None

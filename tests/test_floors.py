@@ -18,7 +18,8 @@ DATA = {"lm.data", *BASE}
 PLAN = {"lm.plan", *MODEL}
 HF = {"lm.hf", *MODEL}
 TRAIN = {"lm.train", "lm.hf", "lm.plan", "lm.yaml_tree", *MODEL, *DATA}
-RUN_FILE = {"lm.run_file", "lm.option_errors", *TRAIN}
+EXTEND = {"lm.extend", *TRAIN}
+RUN_FILE = {"lm.run_file", "lm.option_errors", *EXTEND}
 CLI = {"lm.cli", "lm.export", "lm.plan_table", *RUN_FILE}
 FLOORS: dict[str, set[str]] = {
     "kernels": {"kernels"},
@@ -38,6 +39,8 @@ FLOORS: dict[str, set[str]] = {
     "lm.plan": PLAN,
     "lm.train": TRAIN,
     "lm.train.options": {"lm.train.deepspeed_keys", *BASE},
+    "lm.extend": EXTEND,
+    "lm.extend.options": BASE,
     "lm.run_file": RUN_FILE,
     "lm.plan_table": RUN_FILE,
     "lm.export": RUN_FILE,

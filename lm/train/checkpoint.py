@@ -33,7 +33,8 @@ class Counters:
     """Where a run stands.
 
     step: optimizer steps done, skipped ones included. adam_step: updates made. tokens: training tokens seen.
-    world: ranks that wrote the checkpoint. data: fingerprint of the prepared data.
+    world: ranks that wrote the checkpoint. data: fingerprint of the prepared data. frozen: of the weights that are
+    not trained.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class Counters:
     tokens: int = 0
     world: int = 0
     data: str = ""
+    frozen: str = ""
 
 
 class SaveError(Exception):

@@ -7,7 +7,7 @@ tokens of the whole step, the gradient norm is known, and a step that is not fin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,8 +58,12 @@ class Engine:
         settings: DeepSpeedOptions,
         world: World,
         micro_batches: int = 1,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
-        """`micro_batches`: forwards of one step on one rank. Raises UserError for settings that DeepSpeed refuses."""
+        """`micro_batches`: forwards of one step on one rank. `lr_factors`: see `parameter_groups`.
+
+        Raises UserError for settings that DeepSpeed refuses.
+        """
         import deepspeed
 
         self.world = world
@@ -67,11 +71,14 @@ class Engine:
         self.clip = train.gradient_clipping
         # DeepSpeed clips at this stage but forgets the norm, and would step on NaN.
         self._unguarded = settings.zero_stage == 0 and train.precision == "fp32"
-        size = sum(p.numel() for p in model.parameters())
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         config = deepspeed_config(train, settings, micro_batches, size, self._unguarded)
         try:
             self._engine, *_ = deepspeed.initialize(
-                model=model, optimizer=build_optimizer(model, optimizer), config=config, dist_init_required=False
+                model=model,
+                optimizer=build_optimizer(model, optimizer, lr_factors),
+                config=config,
+                dist_init_required=False,
             )
         except (ValueError, AssertionError, NotImplementedError) as error:
             raise UserError(f"deepspeed: DeepSpeed refuses these settings: {error or type(error).__name__}") from error
@@ -81,7 +88,7 @@ class Engine:
         """One optimizer step over the micro-batches of all ranks, equally many on each. Collective."""
         engine, device = self._engine, self.world.device
         for group in engine.basic_optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         engine.train()
         targets = int(self.world.sum(torch.stack([(b.targets != -100).sum() for b in micro_batches]).sum()))
         # DeepSpeed averages gradients over ranks, so the sum over targets needs the rank count back.

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lm.data.prepare import Prepared, Validation
-from lm.model.decoder import LanguageModel
 from lm.plan import Plan
 from lm.train.compressors import compressed_bits_per_byte
 from lm.train.environment import describe_environment
@@ -32,14 +32,14 @@ def finish(
     checkpoint: Path,
     ranks: int,
 ) -> None:
-    """Writes the final weights and tokenizer, the report's files and the report. For one rank; needs no other.
+    """Writes the final trained weights and tokenizer, the report's files and the report. For one rank; needs no other.
 
     checkpoint: the last one, whose weights are the run's result.
     """
     with progress.phase("saving the model"):
-        model = LanguageModel(run.model)
+        model = run.trainee.build().model
         weights = full_weights(checkpoint, model)
-        model.load_state_dict(weights, strict=not run.model.tie_word_embeddings)
+        model.load_state_dict(weights, strict=False)
         save_weights(folder.model, weights)
         prepared.tokenizer.save(folder.model)
     if evaluation is not None and prepared.validation is not None:
@@ -60,7 +60,7 @@ def baselines(validation: Validation) -> dict[str, float]:
     return compressed_bits_per_byte([validation.text()]) | {"token frequencies": validation.unigram_bits_per_byte}
 
 
-def write_sample(model: LanguageModel, prepared: Prepared, tokens: int) -> Sample:
+def write_sample(model: nn.Module, prepared: Prepared, tokens: int) -> Sample:
     """What the model writes after the beginning of a held-out document."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = SamplingSettings(max_new_tokens=tokens)

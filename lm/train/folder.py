@@ -22,23 +22,23 @@ import yaml
 
 from lm.data.options import DataOptions
 from lm.errors import UserError
-from lm.model.options import ModelOptions
 from lm.train.distributed import World
 from lm.train.manifest import checkpoints
 from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions
 from lm.train.report.data import RUN_FILE
+from lm.train.trainee import Trainee
 from lm.yaml_tree import dump_tree
 
-SAME = ("model", "data", "train.seed", "train.global_batch_tokens")
+SAME = ("model", "base", "extend", "lora", "data", "train.seed", "train.global_batch_tokens")
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
-FREE = ("data.cache_dir",)
+FREE = ("data.cache_dir", "base.path", "lora.learning_rates")
 
 
 class Run(Protocol):
     """What training reads of a run file (`lm.run_file.RunFile`, a floor above)."""
 
     @property
-    def model(self) -> ModelOptions: ...
+    def trainee(self) -> Trainee: ...
     @property
     def data(self) -> DataOptions: ...
     @property

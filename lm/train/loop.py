@@ -12,8 +12,7 @@ import torch
 from lm.data.batches import Batch
 from lm.data.prepare import Prepared, prepare
 from lm.errors import UserError
-from lm.model.decoder import LanguageModel
-from lm.plan import Plan, make_plan
+from lm.plan import Plan
 from lm.train import checkpoint, distributed, random_state
 from lm.train.checkpoint import Counters, SaveError
 from lm.train.distributed import World
@@ -28,6 +27,7 @@ from lm.train.peak import device_peak, model_flops_utilisation
 from lm.train.progress import Progress
 from lm.train.report import save_report_data
 from lm.train.schedule import learning_rate
+from lm.train.trainee import Built
 
 MAX_SKIPPED_IN_A_ROW = 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -111,20 +111,25 @@ class Training:
         self.progress = progress
         self.prepared = prepared
         self.rows = rows
-        self.counters = Counters(data=prepared.fingerprint)
         self.evaluation: Evaluation | None = None
-        self.plan: Plan = make_plan(run.model, run.data.sequence_length, DTYPES[run.train.precision])
+        self.plan: Plan = run.trainee.plan(run.data.sequence_length, DTYPES[run.train.precision])
         self.speed = self._speed()
-        self.engine = self._engine()
+        torch.manual_seed(run.train.seed)
+        with progress.phase("building the model"):
+            built = run.trainee.build()
+            self.engine = self._engine(built)
+        self.counters = Counters(data=prepared.fingerprint, frozen=built.fingerprint)
 
-    def _engine(self) -> Engine:
-        torch.manual_seed(self.run.train.seed)
-        with self.progress.phase("building the model"):
-            model = LanguageModel(self.run.model).to(self.world.device)
-            micro_batches = -(-self.rows // self.run.train.micro_batch_size)
-            return Engine(
-                model, self.run.train, self.run.optimizer, self.run.deepspeed, self.world, micro_batches=micro_batches
-            )
+    def _engine(self, built: Built) -> Engine:
+        return Engine(
+            built.model.to(self.world.device),
+            self.run.train,
+            self.run.optimizer,
+            self.run.deepspeed,
+            self.world,
+            micro_batches=-(-self.rows // self.run.train.micro_batch_size),
+            lr_factors=built.lr_factors,
+        )
 
     def _speed(self) -> Speed:
         self.world.barrier()  # so that ranks which share a processor measure their share of it
@@ -147,6 +152,11 @@ class Training:
             raise UserError(
                 f"data: the text or the tokenizer is not what the run in {self.folder.root} was trained on (files of "
                 "a source changed). Bring them back to go on with it, or choose another train.output_dir."
+            )
+        if counters.frozen != self.counters.frozen:
+            raise UserError(
+                f"base.path: the weights of {self.run.model_dump(mode='json')['base']['path']} are not those that the "
+                f"run in {self.folder.root} began with. Bring them back, or choose another train.output_dir."
             )
         if counters.step > self.run.train.steps:
             raise UserError(

@@ -15,10 +15,12 @@ WEIGHTS = "model.safetensors"
 
 
 def full_weights(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The fp32 weights of a checkpoint by parameter name, shaped as `model`'s. A tied weight is there once."""
+    """The fp32 weights of a checkpoint by name, shaped as `model`'s: the trained parameters, a tied one once."""
     weights = {}
     with StateFiles(checkpoint) as files:
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             weights[name] = torch.empty(parameter.shape)
             files.read("weight", name, 0, weights[name].view(-1))
     return weights

@@ -1,0 +1,161 @@
+"""The pretrained model of an extension: read, refused by name where it cannot be extended, planned, loaded."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from lm.data.fingerprint import digest
+from lm.errors import UserError
+from lm.extend import braid_base
+from lm.extend.options import BaseOptions, ExtendOptions
+from lm.extend.rope_plan import ORIGINAL, covered_context, plan_rope
+from lm.hf import BraidConfig
+from lm.hf.importing import check_gguf
+
+
+def read_config(base: BaseOptions) -> PreTrainedConfig:
+    """The configuration of the base. Raises UserError where there is none, or it is not of a causal language model."""
+    if base.path.endswith(".gguf"):
+        if not Path(base.path).is_file():
+            raise UserError(f"base.path: there is no file {base.path}")
+        head_dim = check_gguf(Path(base.path))
+    elif Path(base.path).expanduser().is_dir() and not Path(base.path, "config.json").expanduser().exists():
+        raise UserError(f"base.path: the folder {base.path} holds no config.json: name a Hugging Face folder")
+    else:
+        head_dim = None
+    try:
+        config = AutoConfig.from_pretrained(**_place(base))
+    except (OSError, ValueError) as error:
+        raise UserError(f"base.path: {base.path}: {str(error).strip().splitlines()[0]}") from None
+    if head_dim is not None:
+        config.head_dim = head_dim
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    architectures = config.architectures or []
+    if not causal or (architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures)):
+        what = ", ".join(architectures) or config.model_type
+        raise UserError(f"base.path: {base.path} is not a causal language model but {what}")
+    return config
+
+
+def plan_config(config: PreTrainedConfig, extend: ExtendOptions, *, training: bool) -> PreTrainedConfig:
+    """The configuration of the extended model.
+
+    training: with what only training has, which for Braid's own models are groups in place of global attention.
+    Raises UserError, naming the key, for a base or a target that cannot work.
+    """
+    if isinstance(config, BraidConfig):
+        return braid_base.plan_config(config, extend, training=training)
+    _refuse_unhandled(config)
+    if extend.attention == "shifted_short" and config.num_attention_heads < 2:
+        raise UserError("extend.attention: shifted_short needs a base with two attention heads: choose full")
+    rope = config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    covered = covered_context(rope, config.max_position_embeddings, getattr(config, ORIGINAL, None))
+    plan = plan_rope(
+        rope, covered, int(head_dim * rope.get("partial_rotary_factor", 1.0)), extend.rope, extend.target_length
+    )
+    planned = copy.deepcopy(config)
+    if getattr(config, ORIGINAL, None) is None and ORIGINAL not in plan.parameters:
+        setattr(planned, ORIGINAL, covered)  # so that a second extension knows what the factor counts from
+    planned.max_position_embeddings = plan.max_position_embeddings
+    planned.rope_parameters = plan.parameters
+    planned.validate_rope()
+    return planned
+
+
+def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The base's weights in a model of the given configuration, in `dtype`. Raises UserError where some are missing."""
+    extra: dict[str, Any] = {}
+    if base.path.endswith(".gguf"):
+        extra["quantization_config"] = GgufConfig(dequantize=True)
+    elif base.quantization == "nf4":
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    model, info = AutoModelForCausalLM.from_pretrained(
+        **_place(base), config=config, dtype=dtype, output_loading_info=True, **extra
+    )
+    if info["missing_keys"]:
+        raise UserError(f"base.path: {base.path} lacks the weights {', '.join(sorted(info['missing_keys']))}")
+    return model
+
+
+def check_quantization(base: BaseOptions) -> None:
+    """Raises UserError where 4-bit weights cannot be had."""
+    if base.quantization == "none":
+        return
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("base.quantization: nf4 needs a GPU and the package bitsandbytes; choose none")
+    if base.path.endswith(".gguf"):
+        raise UserError("base.quantization: nf4 cannot be made from a GGUF file; choose none, or the original")
+
+
+def check_vocabulary(config: PreTrainedConfig, tokens: int) -> None:
+    """Raises UserError where a tokenizer of `tokens` ids has more than the base has embeddings."""
+    if tokens > config.vocab_size:
+        raise UserError(
+            f"data.tokenizer: it has {tokens} tokens, the base has embeddings for {config.vocab_size}: use the base's "
+            "own tokenizer (leave data.tokenizer out)"
+        )
+
+
+def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
+    """A folder with the base's fast tokenizer: its own, or one written below `cache_dir`."""
+    own = Path(base.path).expanduser()
+    if (own / "tokenizer.json").exists() and (own / "tokenizer_config.json").exists():
+        return own
+    folder = cache_dir.expanduser() / f"tokenizer-of-{digest([str(own.resolve()), base.revision])}"
+    if not (folder / "tokenizer.json").exists():
+        try:
+            AutoTokenizer.from_pretrained(**_place(base)).save_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"data.tokenizer: {base.path} brings none that can be read ({str(error).strip().splitlines()[0]}): "
+                "give one"
+            ) from None
+    return folder
+
+
+def _place(base: BaseOptions) -> dict[str, Any]:
+    """Where transformers finds the base."""
+    path = Path(base.path).expanduser()
+    if path.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    place = str(path) if path.exists() else base.path
+    return {"pretrained_model_name_or_path": place, "revision": base.revision or "main"}
+
+
+def _refuse_unhandled(config: PreTrainedConfig) -> None:
+    """Raises UserError for layers whose attention is not plain causal attention over rotary positions."""
+    named = f"base.path: a '{config.model_type}' model"
+    types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if others := sorted(types - {"full_attention"}):
+        raise UserError(f"{named} with layers of type {', '.join(others)} cannot be extended: only full_attention can")
+    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
+        raise UserError(
+            f"{named} with a sliding window of {config.sliding_window} cannot be extended: its layers never see "
+            "further. Clear sliding_window in its config.json to train it with full attention."
+        )
+    if getattr(config, "attention_dropout", 0.0):
+        raise UserError(f"{named} with attention_dropout {config.attention_dropout} is not handled: set it to 0")
+    rope = getattr(config, "rope_parameters", None)
+    if not rope or config.nested_rope_parameter_keys(rope):
+        raise UserError(f"{named} has no single set of rotary positions, so there is nothing to extend")

@@ -1,0 +1,87 @@
+"""What an extension leaves behind: the merged model as an ordinary Hugging Face folder, or the adapter alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lm.data.tokenizers import Tokenizer
+from lm.errors import UserError
+from lm.extend import base
+from lm.extend.adapters import add_adapters, whole_modules
+from lm.extend.trainee import Extension
+from lm.hf import BraidForCausalLM
+from lm.hf.export import Training, export_model
+from lm.hf.tokenizer import save_fast_tokenizer
+
+PREFIX = "model."
+"""Of the base's parameters in `ExtendedModel`, and so in checkpoints."""
+
+
+def merged_model(extension: Extension, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The extended model in fp32, adapters merged, in the base's own class.
+
+    weights: the trained ones, by the names they have in a checkpoint. Raises UserError where they are others.
+    """
+    model = _plain_model(extension)
+    if extension.lora is None:
+        _fill(model, {name.removeprefix(PREFIX): weights[name] for name in weights})
+        return model
+    adapted = add_adapters(model, extension.lora)
+    _fill(model, {name.removeprefix(PREFIX): weights[name] for name in weights})
+    return adapted.merge_and_unload().eval()
+
+
+def export_merged(
+    folder: Path, extension: Extension, weights: Mapping[str, Tensor], tokenizer: Tokenizer, training: Training
+) -> None:
+    """Writes the merged model with its tokenizer into `folder`; plain transformers loads it (Braid's with its code)."""
+    model = merged_model(extension, weights)
+    if isinstance(model, BraidForCausalLM):
+        options = model.config.to_options()
+        export_model(folder, options, dict(model.named_parameters()), tokenizer, training)
+        return
+    model.save_pretrained(folder)
+    length = extension.extend.target_length
+    save_fast_tokenizer(tokenizer, folder, length)
+    settings = folder / "tokenizer_config.json"  # a Hugging Face tokenizer is copied with the old length
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": length}, indent=2))
+
+
+def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Tensor]) -> None:
+    """Writes a PEFT adapter, with the configuration of the extended model that it belongs on.
+
+    Raises UserError for a run that trained everything.
+    """
+    if extension.lora is None:
+        raise UserError("--adapter-only: the run has no lora section, so it trained the whole model: export all of it")
+    model = _plain_model(extension)
+    whole = set(whole_modules(model, extension.lora))
+    adapted = add_adapters(model, extension.lora, copies=True)
+    renamed = {}
+    for name, tensor in weights.items():
+        module, _, leaf = name.removeprefix(PREFIX).rpartition(".")
+        renamed[f"{module}.modules_to_save.default.{leaf}" if module in whole else f"{module}.{leaf}"] = tensor
+    _fill(model, renamed)
+    adapted.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+
+
+def _plain_model(extension: Extension) -> PreTrainedModel:
+    unquantized = extension.base.model_copy(update={"quantization": "none"})
+    config = base.plan_config(extension.config, extension.extend, training=False)
+    return base.load(unquantized, config, torch.float32)
+
+
+def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Puts trained weights in their places."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained != set(weights):
+        odd = sorted(trained ^ set(weights))
+        raise UserError(f"the run's weights are not those of its base and lora sections: {', '.join(odd[:4])}")
+    model.load_state_dict(weights, strict=False)

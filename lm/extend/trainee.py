@@ -1,0 +1,57 @@
+"""An extension as the training loop sees it: planned from the base's configuration, built from its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedConfig
+
+from lm.extend import base
+from lm.extend.adapters import add_adapters, learning_rate_factors
+from lm.extend.model import extended, fingerprint
+from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
+from lm.extend.plan import plan_extension
+from lm.plan import Plan
+from lm.train.trainee import Built
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A pretrained model that learns a longer context.
+
+    lora: None trains everything. dtype: of the frozen weights and of the arithmetic. lr: the run's peak learning rate.
+    """
+
+    base: BaseOptions
+    extend: ExtendOptions
+    lora: LoraOptions | None
+    dtype: torch.dtype
+    lr: float
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The base's own configuration."""
+        return base.read_config(self.base)
+
+    def check(self, tokens: int) -> None:
+        """Raises UserError for what cannot work, before data or weights are read. tokens: of the run's tokenizer."""
+        base.check_quantization(self.base)
+        base.check_vocabulary(self.config, tokens)
+        base.plan_config(self.config, self.extend, training=True)
+
+    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
+        config = base.plan_config(self.config, self.extend, training=True)
+        return plan_extension(config, self.extend.group_size, self.lora, sequence_length, dtype)
+
+    def build(self) -> Built:
+        config = base.plan_config(self.config, self.extend, training=True)
+        model = base.load(self.base, config, self.dtype)
+        result = extended(model, self.extend.group_size)
+        if self.lora is None:
+            model.requires_grad_(True)
+            return Built(result)
+        add_adapters(model, self.lora)
+        factors = learning_rate_factors(result, self.lora.learning_rates, self.lr)
+        return Built(result, factors, fingerprint(result))

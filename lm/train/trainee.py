@@ -1,0 +1,50 @@
+"""What a run trains, as the loop sees it: something that can be planned and built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from lm.model.decoder import LanguageModel
+from lm.model.options import ModelOptions
+from lm.plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model to train: forward(tokens [N], documents, targets [N] or None) as `LanguageModel`'s.
+
+    lr_factors: learning rates over the run's, by name of parameter, where they differ from 1.
+    fingerprint: names the weights that are not trained, which no checkpoint holds.
+    """
+
+    model: nn.Module
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+class Trainee(Protocol):
+    """A model that a run file describes."""
+
+    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
+        """What it costs."""
+
+    def build(self) -> Built:
+        """The model, with weights drawn from torch's global generator where they are new."""
+
+
+@dataclass(frozen=True)
+class FromScratch:
+    """A Braid model whose weights begin at random."""
+
+    options: ModelOptions
+
+    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
+        return make_plan(self.options, sequence_length, dtype)
+
+    def build(self) -> Built:
+        return Built(LanguageModel(self.options))

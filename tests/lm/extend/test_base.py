@@ -1,0 +1,83 @@
+"""What can be extended, and the refusals of what cannot, before any weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, T5Config
+
+from lm.errors import UserError
+from lm.extend.base import tokenizer_folder
+from lm.extend.options import BaseOptions, ExtendOptions
+from lm.extend.trainee import Extension
+
+from .conftest import llama_config
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def extension(folder: Path | str, target: int = 512, **base: object) -> Extension:
+    options = BaseOptions.model_validate({"path": str(folder)} | base)
+    return Extension(options, ExtendOptions(target_length=target), None, torch.float32, 1e-3)
+
+
+def refusal(config: PreTrainedConfig, folder: Path, target: int = 512, tokens: int = 10) -> str:
+    config.save_pretrained(folder)
+    with pytest.raises(UserError) as error:
+        extension(folder, target).check(tokens)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BertConfig(**SMALL, architectures=["BertForMaskedLM"]), "not a causal language model but BertForMaskedLM"),
+        (T5Config(), "not a causal language model but t5"),
+        (GPT2Config(n_embd=32, n_head=4, n_layer=2), "'gpt2' model has no single set of rotary positions"),
+        (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=128), "sliding window of 128"),
+        (
+            Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+            "layers of type sliding_attention",
+        ),
+        (LlamaConfig(**SMALL, attention_dropout=0.1), "attention_dropout 0.1"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_models_of_other_kinds_are_refused_by_name(config: PreTrainedConfig, message: str, tmp_path: Path) -> None:
+    assert message in refusal(config, tmp_path, target=1_000_000)
+
+
+def test_a_mistral_without_a_window_is_extended(tmp_path: Path) -> None:
+    config = MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=None, max_position_embeddings=64)
+    config.save_pretrained(tmp_path)
+    extension(tmp_path).check(10)
+
+
+def test_targets_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    assert "extend.target_length: given 64; the model reaches 64" in refusal(llama_config(), tmp_path, target=64)
+    message = refusal(llama_config(), tmp_path, tokens=271)
+    assert message.startswith("data.tokenizer: it has 271 tokens, the base has embeddings for 270")
+
+
+def test_places_without_a_model_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path / "none.gguf", tmp_path):
+        with pytest.raises(UserError, match=rf"base.path: .*{path.name}"):
+            extension(path).check(10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_four_bits_need_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"base\.quantization: nf4 needs a GPU and the package bitsandbytes"):
+        extension(tmp_path, quantization="nf4").check(10)
+
+
+def test_the_tokenizer_of_a_base_is_its_own_folder_where_it_has_one(tmp_path: Path) -> None:
+    base, cache = tmp_path / "base", tmp_path / "cache"
+    llama_config().save_pretrained(base)
+    with pytest.raises(UserError, match=r"data.tokenizer: .* brings none that can be read"):
+        tokenizer_folder(BaseOptions(path=str(base)), cache)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).touch()
+    assert tokenizer_folder(BaseOptions(path=str(base)), cache) == base

@@ -1,0 +1,140 @@
+"""Planned rope parameters, judged by the frequencies that transformers makes of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from lm.errors import UserError
+from lm.extend.base import plan_config
+from lm.extend.options import ExtendOptions, RopeOptions
+from lm.extend.rope_plan import covered_context, plan_rope
+
+DIM = 128
+OLD = 4096
+
+
+def llama(**changes: object) -> LlamaConfig:
+    heads = {"hidden_size": 4 * DIM, "num_attention_heads": 4, "max_position_embeddings": OLD}
+    return LlamaConfig(**(heads | changes))
+
+
+def planned(config: LlamaConfig, target: int, **rope: object) -> LlamaConfig:
+    options = ExtendOptions.model_validate({"target_length": target, "rope": rope})
+    return plan_config(config, options, training=True)
+
+
+def frequencies(config: LlamaConfig) -> tuple[Tensor, float]:
+    embedding = LlamaRotaryEmbedding(config)
+    return embedding.inv_freq, embedding.attention_scaling
+
+
+def rotary(config: LlamaConfig, positions: Tensor) -> Tensor:
+    return torch.stack(LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None]))
+
+
+@pytest.mark.parametrize(("target", "factor"), [(8192, 2), (16_384, 4), (32_768, 8), (100_000, 25)])
+def test_factors_of_position_interpolation_are_whole(target: int, factor: int) -> None:
+    config = planned(llama(), target)
+    assert config.rope_parameters == {"rope_type": "linear", "rope_theta": 10_000.0, "factor": factor}
+    assert config.max_position_embeddings == target
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_linear_positions_are_divided(factor: int) -> None:
+    positions = torch.arange(100)
+    found = rotary(planned(llama(), OLD * factor), positions * factor)
+    assert torch.equal(found, rotary(llama(), positions))
+
+
+@pytest.mark.parametrize("factor", [2.0, 8.0])
+def test_ntk_keeps_the_first_frequency_and_divides_the_last(factor: float) -> None:
+    config = planned(llama(), int(OLD * factor), kind="ntk")
+    old, new = frequencies(llama())[0], frequencies(config)[0]
+    assert new[0] == old[0]
+    torch.testing.assert_close(new[-1], old[-1] / factor)
+    assert config.rope_parameters["rope_theta"] == pytest.approx(10_000 * factor ** (DIM / (DIM - 2)))
+    if factor == 8:
+        assert config.rope_parameters["rope_theta"] == pytest.approx(82_684.6, abs=0.1)
+
+
+@pytest.mark.parametrize("factor", [4.0, 7.5])
+def test_yarn_keeps_high_frequencies_divides_low_ones_and_sharpens(factor: float) -> None:
+    config = planned(llama(), int(OLD * factor), kind="yarn")
+    assert config.rope_parameters["original_max_position_embeddings"] == OLD
+    assert config.rope_parameters["factor"] == factor
+    (old, _), (new, scaling) = frequencies(llama()), frequencies(config)
+    torch.testing.assert_close(new[:8], old[:8])
+    torch.testing.assert_close(new[-8:], old[-8:] / factor)
+    assert scaling == pytest.approx(0.1 * math.log(factor) + 1)
+
+
+def test_theta_replaces_the_base_and_nothing_else() -> None:
+    config = planned(llama(), 16_384, kind="theta", theta=500_000)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500_000}
+    assert planned(llama(), 16_384, kind="none").rope_parameters == llama().rope_parameters
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_second_extension_goes_on_from_the_first(kind: str, tmp_path: Path) -> None:
+    planned(llama(), 16_384, kind=kind).save_pretrained(tmp_path)
+    twice = planned(AutoConfig.from_pretrained(tmp_path), 65_536, kind=kind)
+    once = planned(llama(), 65_536, kind=kind)
+    assert torch.equal(frequencies(twice)[0], frequencies(once)[0])
+    assert frequencies(twice)[1] == frequencies(once)[1]
+    with pytest.raises(UserError, match="reaches 65536 tokens already"):
+        planned(twice, 65_536, kind=kind)
+
+
+def test_a_factor_counts_on_top_where_the_length_was_not_raised() -> None:
+    published = llama(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0})
+    assert covered_context(published.rope_parameters, OLD) == 4 * OLD
+    assert planned(published, 8 * OLD).rope_parameters["factor"] == 8
+    with pytest.raises(UserError, match="reaches 16384 tokens already"):
+        planned(published, 4 * OLD)
+
+
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+def test_saving_keeps_every_bit_of_the_frequencies(kind: str, tmp_path: Path) -> None:
+    config = planned(llama(), 100_000, kind=kind)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert torch.equal(frequencies(loaded)[0], frequencies(config)[0])
+    assert loaded.max_position_embeddings == 100_000
+
+
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+def test_a_given_factor_may_reach_further_than_the_target_but_not_less_far(kind: str) -> None:
+    further = plan_rope(llama().rope_parameters, OLD, DIM, RopeOptions(kind=kind, factor=16), 8 * OLD)
+    exact = plan_rope(llama().rope_parameters, OLD, DIM, RopeOptions(kind=kind), 16 * OLD)
+    assert further.parameters == exact.parameters
+    assert further.max_position_embeddings == 8 * OLD
+    with pytest.raises(UserError, match="use 8 or leave it out"):
+        plan_rope(llama().rope_parameters, OLD, DIM, RopeOptions(kind=kind, factor=4), 8 * OLD)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_kinds_that_do_not_combine_are_refused_with_those_that_do() -> None:
+    config = llama(rope_parameters=dict(LLAMA3), max_position_embeddings=131_072)
+    with pytest.raises(UserError, match="own rope type 'llama3'; these do: theta, none"):
+        planned(config, 262_144)
+    theta = planned(config, 262_144, kind="theta", theta=4e6)
+    assert theta.rope_parameters == LLAMA3 | {"rope_theta": 4e6}
+    dynamic = llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    with pytest.raises(UserError, match="no kind does"):
+        planned(dynamic, 262_144, kind="none")
