@@ -5,18 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from lm.plan_table import plan_run
 from lm.run_file import load_run_file
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture
+def smollm2(tmp_path: Path) -> Path:
+    """The published configuration of SmolLM2-135M, without its weights."""
+    LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000},
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_loads_and_plans(path: Path) -> None:
-    run = load_run_file(path)
+def test_a_config_loads_and_plans(path: Path, smollm2: Path) -> None:
+    extends = "\nbase:" in path.read_text()
+    run = load_run_file(path, [f"base.path={smollm2}", "data.tokenizer={kind: bytes}"] if extends else [])
     plan, memory = plan_run(run, world_size=1)
-    assert len(plan.layers) == run.model.num_hidden_layers
+    assert len(plan.layers) == (30 if extends else run.model.num_hidden_layers)
     assert plan.parameters > 0
     assert memory.total > 0
     assert path.read_text().startswith("# "), "a config begins by saying what it is"
@@ -30,6 +50,14 @@ def test_the_quickstart_uses_every_mixer_and_downloads_nothing() -> None:
     assert [source.path for source in run.data.sources] == ["python-stdlib"]
     assert run.data.tokenizer.kind == "sentencepiece"
     assert run.log.wandb != "online"
+
+
+def test_smollm2_trains_what_longlora_trains(smollm2: Path) -> None:
+    run = load_run_file(FOLDER / "extend-smollm2.yaml", [f"base.path={smollm2}", "data.tokenizer={kind: bytes}"])
+    plan, _ = plan_run(run, world_size=1)
+    lora, embeddings, norms = 30 * 8 * (4 * 576 + 2 * (576 + 192)), 49_152 * 576, 61 * 576
+    assert plan.parameters - plan.frozen_parameters == lora + embeddings + norms
+    assert plan.parameters == 134_515_008 + lora
 
 
 def test_rat_swa_has_the_published_shape() -> None:

@@ -30,6 +30,7 @@ def plan_extension(
     """
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
     if isinstance(config, BraidConfig):
         plan = make_plan(config.to_options(), sequence_length, dtype)
     else:

@@ -11,10 +11,13 @@ import sentencepiece
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from lm.errors import UserError
 from lm.model.mixers.attention import AttentionOptions
-from lm.run_file import RunFile, json_schema, load_run_file, to_yaml
+from lm.run_file import ExtensionFile, RunFile, json_schema, load_run_file, to_yaml
 
 MINIMAL = """\
 model:
@@ -189,3 +192,67 @@ def test_the_tree_is_frozen(minimal: Path) -> None:
     assert isinstance(run, RunFile)
     with pytest.raises(ValueError, match="frozen"):
         run.train.steps = 3  # type: ignore[misc]
+
+
+EXTENSION = """\
+base: {{path: "{base}"}}
+extend: {{target_length: 256}}
+lora: {{preset: longlora, learning_rates: {{a: 1.0e-3}}}}
+data:
+  tokenizer: {{kind: bytes}}
+  sources: [{{path: python-stdlib}}]
+  sequence_length: 128
+train: {{output_dir: out, steps: 10, global_batch_tokens: 256}}
+optimizer: {{lr: 1.0e-3}}
+"""
+
+
+@pytest.fixture
+def extension(tmp_path: Path) -> Path:
+    """An extension of a Llama of which only the configuration is there."""
+    LlamaConfig(
+        vocab_size=258, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+    ).save_pretrained(tmp_path / "base")
+    path = tmp_path / "run.yaml"
+    path.write_text(EXTENSION.format(base=tmp_path / "base"))
+    return path
+
+
+def test_an_extension_resolves_to_a_file_that_loads_back_equal(extension: Path, tmp_path: Path) -> None:
+    run = load_run_file(extension)
+    assert isinstance(run, ExtensionFile)
+    assert run.extend.group_size == 64
+    assert run.lora is not None
+    assert run.lora.embeddings
+    saved = tmp_path / "resolved.yaml"
+    saved.write_text(to_yaml(run))
+    assert to_yaml(load_run_file(saved)) == to_yaml(run)
+
+
+def test_an_extension_takes_its_tokenizer_from_the_base(extension: Path, tmp_path: Path) -> None:
+    PreTrainedTokenizerFast(
+        tokenizer_object=Backend(WordLevel({"<s>": 0, "x": 1}, "x")), bos_token="<s>"
+    ).save_pretrained(tmp_path / "base")
+    extension.write_text(extension.read_text().replace("  tokenizer: {kind: bytes}\n", ""))
+    tokenizer = load_run_file(extension).data.tokenizer
+    assert (tokenizer.kind, tokenizer.path) == ("huggingface", tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model={hidden_size: 8}", "model: base names a pretrained model, which brings its own: remove one of the two"),
+        (
+            "extend.rope.kind=ntkk",
+            "extend.rope.kind: given 'ntkk'; allowed: 'linear', 'ntk', 'yarn', 'theta' or 'none'. Did you mean 'ntk'?",
+        ),
+        ("extend.group_size=33", "group_size 33 must be even"),
+        ("extend.target_length=64", "data.sequence_length 128 exceeds extend.target_length 64"),
+        ("lora.rnk=4", "lora.rnk: unknown key. Did you mean 'rank'?"),
+        ("lora.learning_rates.b=0", "lora.learning_rates.b: given 0"),
+    ],
+)
+def test_mistakes_in_an_extension_are_named(extension: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_run_file(extension, [override])
+    assert message in str(error.value)

@@ -1,0 +1,38 @@
+"""An extension's plan against the model that is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lm.plan import rank_memory
+
+LENGTH, GROUP = 256, 64
+
+
+@pytest.mark.parametrize("lora", [{"preset": "longlora"}, {"dora": True, "targets": "all-linear"}, None])
+def test_parameters_are_those_of_the_model(make_extension, lora: dict[str, object] | None) -> None:
+    extension = make_extension(lora)
+    plan = extension.plan(LENGTH, torch.float32)
+    sizes = {p: p.numel() for p in extension.build().model.parameters()}
+    assert plan.parameters == sum(sizes.values())
+    assert plan.parameters - plan.frozen_parameters == sum(n for p, n in sizes.items() if p.requires_grad)
+    memory = rank_memory(plan, zero_stage=0, world_size=1, micro_batch_size=1, dtype=torch.float32)
+    assert memory.optimizer == 8 * (plan.parameters - plan.frozen_parameters)
+
+
+@pytest.mark.parametrize("base_folder", ["untied"], indirect=True)
+def test_flops_are_products_and_pairs(make_extension) -> None:
+    full = make_extension(None, attention="full").plan(LENGTH, torch.float32)
+    shifted = make_extension(None, group_size=GROUP).plan(LENGTH, torch.float32)
+    width, layers, heads, head_dim = 32, 2, 4, 8
+    products = 2 * (layers * (width * (2 * width + 2 * 16) + 3 * width * 48) + 270 * width)
+    assert full.flops_per_token == products + layers * 4 * head_dim * heads * (LENGTH + 1) / 2
+    pairs = LENGTH * (GROUP + 1) // 2, (LENGTH - GROUP) * (GROUP + 1) // 2 + GROUP // 2 * (GROUP // 2 + 1)
+    assert shifted.flops_per_token == products + layers * 4 * head_dim * heads * sum(pairs) / 2 / LENGTH
+    assert full.training_flops_per_token == 3 * full.flops_per_token
+    assert [layer.reach for layer in shifted.layers] == [GROUP, GROUP * 3 // 2]
+    assert full.cache_bytes == shifted.cache_bytes == layers * LENGTH * 2 * 2 * head_dim * 4
+    # Adapters and a trained embedding leave the untied head and all layers without gradients of their weights.
+    frozen = make_extension({"preset": "longlora"}, attention="full").plan(LENGTH, torch.float32)
+    assert frozen.training_flops_per_token == 3 * full.flops_per_token - products
