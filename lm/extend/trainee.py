@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 
+from lm.data.tokenizers import Tokenizer
 from lm.extend import base
 from lm.extend.adapters import add_adapters, learning_rate_factors
 from lm.extend.model import extended, fingerprint
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.extend.plan import plan_extension
 from lm.plan import Plan
+from lm.train.checkpoint import Counters
+from lm.train.model_file import save_weights
 from lm.train.trainee import Built
 
 
@@ -55,3 +61,8 @@ class Extension:
         add_adapters(model, self.lora)
         factors = learning_rate_factors(result, self.lora.learning_rates, self.lr)
         return Built(result, factors, fingerprint(result))
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: Tokenizer, counters: Counters) -> None:
+        """What was trained, without what stands in the base: `braid export` joins the two."""
+        save_weights(folder, weights)
+        tokenizer.save(folder)

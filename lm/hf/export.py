@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
+from transformers.utils.logging import disable_progress_bar
 
 from lm import __version__
 from lm.data.tokenizers import Tokenizer
@@ -84,6 +85,7 @@ def export_model(
         # Saving imports DeepSpeed, which otherwise prints that it guesses.
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        disable_progress_bar()
         model.save_pretrained(written, max_shard_size=max_shard_size)
         save_fast_tokenizer(tokenizer, written, options.max_position_embeddings or model.config.max_position_embeddings)
         write_remote_code(written)

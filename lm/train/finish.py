@@ -10,11 +10,12 @@ from torch import nn
 
 from lm.data.prepare import Prepared, Validation
 from lm.plan import Plan
+from lm.train.checkpoint import read_counters
 from lm.train.compressors import compressed_bits_per_byte
 from lm.train.environment import describe_environment
 from lm.train.evaluation import Evaluation
 from lm.train.folder import Run, RunFolder
-from lm.train.model_file import full_weights, save_weights
+from lm.train.model_file import full_weights
 from lm.train.progress import Progress
 from lm.train.report import save_report_data, write_report
 from lm.train.sample import Sample, SamplingSettings, sample_text
@@ -40,8 +41,7 @@ def finish(
         model = run.trainee.build().model
         weights = full_weights(checkpoint, model)
         model.load_state_dict(weights, strict=False)
-        save_weights(folder.model, weights)
-        prepared.tokenizer.save(folder.model)
+        run.trainee.save(folder.model, weights, prepared.tokenizer, read_counters(checkpoint))
     if evaluation is not None and prepared.validation is not None:
         with progress.phase("compressing the held-out text with gzip and xz"):
             evaluation = replace(evaluation, baselines=baselines(prepared.validation))

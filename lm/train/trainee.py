@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lm.data.tokenizers import Tokenizer
 from lm.model.decoder import LanguageModel
 from lm.model.options import ModelOptions
 from lm.plan import Plan, make_plan
+from lm.train.checkpoint import Counters
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Trainee(Protocol):
     def build(self) -> Built:
         """The model, with weights drawn from torch's global generator where they are new."""
 
+    def save(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: Tokenizer, counters: Counters) -> None:
+        """Leaves the result of a run in `folder`: its trained weights, by name, and the tokenizer."""
+
 
 @dataclass(frozen=True)
 class FromScratch:
@@ -48,3 +54,10 @@ class FromScratch:
 
     def build(self) -> Built:
         return Built(LanguageModel(self.options))
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: Tokenizer, counters: Counters) -> None:
+        """A Hugging Face folder, beside the tokenizer as it was trained with."""
+        from lm.hf.export import Training, export_model  # transformers comes with it
+
+        export_model(folder, self.options, weights, tokenizer, Training(counters.step, counters.tokens))
+        tokenizer.save(folder)
