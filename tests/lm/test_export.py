@@ -73,6 +73,13 @@ def assert_weights(exported: Path, checkpoint: Path) -> None:
     assert all(torch.equal(saved[name], wanted[name]) for name in saved)
 
 
+def test_the_model_folder_of_a_finished_run_is_a_hugging_face_folder(run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "exported")
+    inputs = AutoTokenizer.from_pretrained(run / "model")("7 quick foxes", return_tensors="pt")
+    own, exported = (AutoModelForCausalLM.from_pretrained(at) for at in (run / "model", tmp_path / "exported"))
+    assert torch.equal(own(**inputs).logits, exported(**inputs).logits)
+
+
 def test_a_finished_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "new" / "model"
     assert main(["export", str(run), str(target)]) == 0
