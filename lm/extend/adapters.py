@@ -6,6 +6,8 @@ made when an adapter is exported.
 
 from __future__ import annotations
 
+import warnings
+
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -33,7 +35,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, copies: bool = Fa
         ensure_weight_tying=tied,
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     if not copies:
         for name in whole:
             model.get_submodule(name).requires_grad_(True)

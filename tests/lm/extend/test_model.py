@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GPTNeoXConfig,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
+    MistralConfig,
     OlmoConfig,
-    OlmoForCausalLM,
+    Phi3Config,
     PhiConfig,
     PhiForCausalLM,
+    PreTrainedConfig,
+    Qwen2Config,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from lm.errors import UserError
@@ -128,24 +131,27 @@ def test_a_fingerprint_names_the_frozen_weights_whatever_their_precision(make_ex
 
 
 @pytest.mark.parametrize(
-    ("config", "kind"),
+    ("config", "norms"),
     [
-        (Qwen3Config(**WIDTHS, head_dim=8, num_key_value_heads=1), Qwen3ForCausalLM),
-        (OlmoConfig(**WIDTHS), OlmoForCausalLM),
+        (MistralConfig(**WIDTHS, num_key_value_heads=2, sliding_window=None), 5 * 32),
+        (Qwen2Config(**WIDTHS, num_key_value_heads=2), 5 * 32),
+        (Qwen3Config(**WIDTHS, head_dim=8, num_key_value_heads=1), 5 * 32 + 4 * 8),
+        (Phi3Config(**WIDTHS, pad_token_id=0), 5 * 32),
+        (OlmoConfig(**WIDTHS), 0),
+        (GPTNeoXConfig(**WIDTHS), 5 * 2 * 32),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_other_architectures_work_alike(config: object, kind: type) -> None:
+def test_other_architectures_work_alike(config: PreTrainedConfig, norms: int) -> None:
     torch.manual_seed(0)
-    model = kind(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     ids, documents = torch.arange(60), Documents.from_lengths([40, 20])
     with torch.no_grad():
         expected = torch.cat([model(part[None], use_cache=False).logits[0] for part in ids.split([40, 20])])
         wrapped = extended(model, 16)
         torch.testing.assert_close(wrapped(ids, documents), expected, atol=1e-4, rtol=1e-4)
         assert (wrapped.train()(ids, documents) - expected).abs().max() > 1e-4
-    norms = sum(p.numel() for module in model.modules() if is_norm(module) for p in module.parameters())
-    assert norms == (0 if isinstance(config, OlmoConfig) else 2 * (2 * 32 + 2 * 8) + 32)
+    assert norms == sum(p.numel() for module in model.modules() if is_norm(module) for p in module.parameters())
 
 
 def test_models_that_do_more_than_the_trainer_are_refused() -> None:
