@@ -31,7 +31,8 @@ from lm.yaml_tree import dump_tree
 
 SAME = ("model", "base", "extend", "lora", "data", "train.seed", "train.global_batch_tokens")
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
-FREE = ("data.cache_dir", "base.path", "lora.learning_rates")
+FREE = ("data.cache_dir", "data.tokenizer.path", "base.path", "lora.learning_rates")
+"""Exceptions. What lies at the paths is compared by its content, which checkpoints name."""
 
 
 class Run(Protocol):

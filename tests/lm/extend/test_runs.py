@@ -79,3 +79,10 @@ def test_a_base_with_other_weights_does_not_resume(run_path: Path, tmp_path: Pat
         train(load_run_file(run_path, ["train.steps=8", f"base.path={moved}"]))
     with pytest.raises(UserError, match=r"extend\.group_size was 16 and is now 32"):
         train(load_run_file(run_path, ["extend.group_size=32"]))
+
+
+@pytest.mark.parametrize("base_folder", ["tied"], indirect=True)
+def test_a_run_learns_in_bf16(run_path: Path, tmp_path: Path) -> None:
+    train(load_run_file(run_path, ["train.precision=bf16", "deepspeed.zero_stage=1"]))
+    losses = [record["loss"] for record in read_metrics(tmp_path / "out" / "metrics.jsonl")]
+    assert losses[-1] < losses[0] - 0.5
