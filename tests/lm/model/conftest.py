@@ -53,6 +53,11 @@ PATTERNS = {name: name for name in MIXERS} | {
     "hybrid_four": "rat local s2 ls",
     "hybrid_deep": "(rat local)*2 global",
     "hybrid_odd": "dilated rat_token ls_all_short nope_sink_norm",
+    "hybrid_two": "ls rat",
+    "hybrid_s2": "s2 global s2",
+    "hybrid_rat": "rat_token rat_nope local_one",
+    "hybrid_rnn": "rat_rnn local nope_sink_norm",
+    "hybrid_dilated": "(dilated dilated_all)*2 rat_one",
 }
 CHANGES = {"hybrid_odd": {"output_norms": True, "mlp": "geglu"}}
 
