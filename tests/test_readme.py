@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lm.cli import VERBS, _parser
+from lm.cli import VERBS, _parser, main
 from lm.errors import UserError
 from lm.pattern import expand
 from lm.run_file import load_run_file
@@ -98,3 +98,32 @@ def test_every_path_of_the_map_exists() -> None:
 def test_the_sections_of_the_example_are_all_sections() -> None:
     (example,) = blocks("yaml")
     assert set(yaml.safe_load(example)) == {"model", "data", "train", "optimizer", "deepspeed", "log"}
+
+
+def test_the_commands_work_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's way from a configuration to generated text, with everything made small."""
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    config = [
+        str(ROOT / "configs" / "quickstart.yaml"),
+        f"data.sources.0.path={ROOT / 'lm'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.tokenizer.vocab_size=400",
+        "data.sequence_length=64",
+        "data.validation.fraction=0.1",
+        f"train.output_dir={run}",
+        "train.global_batch_tokens=128",
+        "train.micro_batch_size=2",
+        "train.sample_tokens=5",
+        "log.wandb=disabled",
+    ]
+    assert main(["plan", *config]) == 0
+    assert main(["prepare", *config]) == 0
+    assert main(["train", *config, "train.steps=2"]) == 0
+    assert (run / "report.html").is_file()
+    assert main(["train", *config, "train.steps=2"]) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert main(["export", str(run), str(exported)]) == 0
+    for folder in (exported, run / "model"):
+        assert main(["generate", str(folder), "--prompt", "import ", "--max-new-tokens", "4", "--greedy"]) == 0
+    assert main(["import", str(exported), str(tmp_path / "imported")]) == 2  # it is Braid's already
+    assert main(["schema"]) == 0
