@@ -22,7 +22,7 @@ from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.finish import finish
 from lm.train.folder import Run, RunFolder
-from lm.train.log import RunLog
+from lm.train.log import RunLog, require_wandb_login
 from lm.train.manifest import keep_newest
 from lm.train.peak import device_peak, model_flops_utilisation
 from lm.train.progress import Progress
@@ -55,6 +55,8 @@ def _train(run: Run) -> None:
         return
     rows = rows_per_rank(run, distributed.launched_size())
     world = distributed.start()
+    if run.log.wandb == "online":
+        world.on_rank_zero(require_wandb_login)
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
         training = Training(run, folder, world, progress, prepared, rows)
@@ -139,6 +141,7 @@ class Training:
         else:
             self._restore(found)
         if self.world.rank == 0:
+            self.folder.reopen()
             self.folder.save_config(self.run)
 
     def _restore(self, found: Path) -> None:

@@ -21,9 +21,7 @@ class TrainOptions(Options):
         ge=1, description="Tokens per optimizer step over all ranks; a multiple of data.sequence_length."
     )
     micro_batch_size: int = Field(default=1, ge=1, description="Rows of one forward and backward on one rank.")
-    seed: int = Field(
-        default=0, ge=0, description="Seed of the initial weights; data.seed decides the order of rows."
-    )
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights; data.seed decides the order of rows.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Precision of forward and backward; master weights are fp32 either way."
     )
