@@ -37,7 +37,7 @@ class TrainOptions(Options):
         description="Held-out tokens read by an evaluation on the way; null, and the end of the run, read all.",
     )
     checkpoint_every: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints; null writes one, at the end."
+        default=500, ge=1, description="Steps between checkpoints, with one more at the end; null writes that one only."
     )
     sample_tokens: int = Field(
         default=200, ge=0, description="Tokens that the trained model writes for the report; 0 leaves the sample out."

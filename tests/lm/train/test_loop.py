@@ -3,7 +3,9 @@
 import errno
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,8 @@ from lm.errors import UserError
 from lm.model.decoder import LanguageModel
 from lm.run_file import RunFile
 from lm.train import checkpoint, manifest
-from lm.train.log import read_metrics
+from lm.train.format import short_number
+from lm.train.log import RunLog, read_metrics
 from lm.train.loop import MAX_SKIPPED_IN_A_ROW, rows_per_rank, train
 
 MakeRun = Callable[..., RunFile]
@@ -40,6 +43,16 @@ def whole(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "out"
     train(load_run_file(run_path, [f"train.output_dir={output}", "train.evaluate_every=8"]))
     return output
+
+
+def test_the_data_is_summed_up_in_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("train.steps=1")
+    prepared = prepare(run.data)
+    tokens = prepared.statistics.tokens
+    train(run)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"{prepared.statistics.documents} documents, {short_number(tokens)} tokens; held out" in said
+    assert f"the run reads 256, {short_number(256 / tokens)} epochs" in said
 
 
 def test_a_run_leaves_everything_behind(whole: Path, make_run: MakeRun) -> None:
@@ -191,8 +204,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
 def train_until(run: RunFile, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains, and raises KeyboardInterrupt before the record of `step` is written."""
-    from lm.train.log import RunLog
-
     write = RunLog.write
 
     def stop(log: RunLog, record: dict[str, Any]) -> None:
@@ -236,6 +247,38 @@ def test_ranks_that_cannot_share_the_batch_are_told_which_could(make_run: MakeRu
     assert rows_per_rank(make_run(), 4) == 2
     with pytest.raises(UserError, match="multiple of 96"):
         rows_per_rank(make_run(), 3)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_saves_it(
+    whole: Path,
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    write = RunLog.write
+
+    def signalled(log: RunLog, record: dict[str, Any]) -> None:
+        write(log, record)
+        if record["step"] == 6:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # as the terminal and then the launcher do
+
+    monkeypatch.setattr(RunLog, "write", signalled)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        train(make_run())
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"stopped by {number.name} after step 6" in said
+    assert "step-000006 is kept" in said
+    monkeypatch.undo()
+    train(make_run())
+    assert exact(tmp_path / "out") == exact(whole)
 
 
 @pytest.mark.launch
