@@ -97,18 +97,41 @@ def _write_share(folder: Path, counters: Counters, fragments: Iterable[Fragment]
 
 
 def newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are all as they were written. Collective.
+    """The newest checkpoint whose files are all as they were written; None where there is none at all. Collective.
 
-    A damaged one is named through `say`, set aside, and the one before it is tried.
+    Damaged ones that are newer are named through `say` and set aside. Raises UserError, and touches nothing, where
+    none is good, or where one cannot be judged (see `manifest.damage`).
     """
+    damaged: dict[Path, str] = {}
     for folder in world.on_rank_zero(lambda: manifest.checkpoints(root)):
-        faults = world.gather(manifest.damage(folder, world.rank, world.size))
-        fault = next((fault for fault in faults if fault), None)
+        fault = _fault(folder, world)
         if fault is None:
+            for bad, reason in damaged.items():
+                aside = world.on_rank_zero(lambda bad=bad: manifest.set_aside(bad))  # type: ignore[misc]
+                say(f"checkpoint {bad} is damaged: {reason}. It was moved to {aside.name}; going on with {folder}.")
             return folder
-        aside = world.on_rank_zero(lambda folder=folder: manifest.set_aside(folder))  # type: ignore[misc]
-        say(f"checkpoint {folder} is damaged: {fault}. It was moved to {aside.name}; going on with the one before it.")
+        damaged[folder] = fault
+    if damaged:
+        lines = [f"  {folder}: {fault}" for folder, fault in damaged.items()]
+        raise UserError(
+            "every checkpoint of the run is damaged:\n" + "\n".join(lines) + "\n"
+            f"Bring one back from a copy. To begin anew, remove {root} or choose another train.output_dir."
+        )
     return None
+
+
+def _fault(folder: Path, world: World) -> str | None:
+    """What is wrong with a checkpoint, all ranks having checked a share of it. Raises UserError on all or none."""
+    fault = refusal = None
+    try:
+        fault = manifest.damage(folder, world.rank, world.size)
+    except UserError as error:
+        refusal = str(error)
+    found = world.gather((fault, refusal))
+    for _, refused in found:
+        if refused is not None:
+            raise UserError(refused)
+    return next((fault for fault, _ in found if fault), None)
 
 
 def read_counters(folder: Path) -> Counters:

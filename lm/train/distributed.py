@@ -118,8 +118,11 @@ def _quiet() -> None:
 def _start_deepspeed() -> None:
     import deepspeed
     import deepspeed.ops
+    import deepspeed.runtime.bf16_optimizer
 
     # Otherwise a CPU start compiles this operation, which training never calls, for minutes and without a word.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It prints the memory's state, unasked, a dozen times at each start.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(verbose=False)

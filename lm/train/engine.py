@@ -80,8 +80,8 @@ class Engine:
                 config=config,
                 dist_init_required=False,
             )
-        except (ValueError, AssertionError, NotImplementedError) as error:
-            raise UserError(f"deepspeed: DeepSpeed refuses these settings: {error or type(error).__name__}") from error
+        except Exception as error:  # DeepSpeed raises whatever its parts do
+            raise UserError(f"deepspeed: DeepSpeed refuses these settings: {type(error).__name__}: {error}") from error
         initialise_moments(self._engine)
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
@@ -150,14 +150,20 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The configuration that DeepSpeed is given: ours, and what the user passes through."""
     passed = settings.passed_through
+    bf16 = train.precision == "bf16"
+    # Without ZeRO DeepSpeed can only add up bf16 gradients in bf16, which loses the later micro-batches.
+    stage = max(settings.zero_stage, 1) if bf16 else settings.zero_stage
     # Buckets are allocated whole, and the default size holds half a billion numbers.
-    bucket = {"reduce_bucket_size": min(500_000_000, parameters), "stage": settings.zero_stage}
+    bucket = {"reduce_bucket_size": min(500_000_000, parameters), "stage": stage}
     return {
         **passed,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # The optimizer is PyTorch's AdamW wherever its state lies, so that one checkpoint serves all settings.
+        "zero_force_ds_cpu_optimizer": False,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": 0.0 if unguarded else train.gradient_clipping or 0.0,
-        "bf16": {"enabled": train.precision == "bf16"},
+        "bf16": {"enabled": bf16},
         "zero_optimization": {**bucket, **passed.get("zero_optimization", {})},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": passed.get("wall_clock_breakdown", False),

@@ -15,10 +15,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import yaml
+from pydantic import ValidationError
 
 from lm.data.options import DataOptions
 from lm.errors import UserError
@@ -26,13 +28,15 @@ from lm.train.distributed import World
 from lm.train.manifest import checkpoints
 from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions
 from lm.train.report.data import RUN_FILE
+from lm.train.tensor_file import replace_text
 from lm.train.trainee import Trainee
 from lm.yaml_tree import dump_tree
 
 SAME = ("model", "base", "extend", "lora", "data", "train.seed", "train.global_batch_tokens")
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
-FREE = ("data.cache_dir", "data.tokenizer.path", "base.path", "lora.learning_rates")
-"""Exceptions. What lies at the paths is compared by its content, which checkpoints name."""
+FREE = ("data.cache_dir", "data.sources.*.path", "data.tokenizer.path", "base.path", "lora.learning_rates*")
+"""Keys of these sections that may change. What lies at the paths is compared by its content, which checkpoints name."""
+COMPARED_NOWHERE = ("deepspeed", "log")
 
 
 class Run(Protocol):
@@ -51,6 +55,8 @@ class Run(Protocol):
     @property
     def log(self) -> LogOptions: ...
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self: ...
 
 
 class RunFolder:
@@ -79,15 +85,24 @@ class RunFolder:
 
     @property
     def completed_steps(self) -> int:
-        """The steps of the finished run in this folder; 0 where there is none."""
+        """The steps of the finished run in this folder; 0 where there is none. Raises UserError for a broken file."""
         try:
             return int(json.loads(self._complete.read_text())["steps"])
         except (FileNotFoundError, NotADirectoryError):
             return 0
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._complete} cannot be read: {error}. Remove it: the run is then checked, and marked as complete "
+                "again if it is, from its newest checkpoint."
+            ) from None
 
     def complete(self, steps: int) -> None:
         """Marks the run as done."""
-        write_json(self._complete, {"steps": steps})
+        replace_text(self._complete, json.dumps({"steps": steps}) + "\n")
+
+    def reopen(self) -> None:
+        """Marks the run as not done (any more)."""
+        self._complete.unlink(missing_ok=True)
 
     def require_same(self, run: Run) -> None:
         """Raises UserError, naming the differences, unless `run` can go on where this folder's run stands.
@@ -96,7 +111,7 @@ class RunFolder:
         """
         if not checkpoints(self.checkpoints) or not self.config.exists():
             return
-        before, now = _fixed(yaml.safe_load(self.config.read_text())), _fixed(_plain(run))
+        before, now = _fixed(_completed(self._begun_with(), run)), _fixed(_plain(run))
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             lines = [f"  {key} was {before.get(key)} and is now {now.get(key)}" for key in changed]
@@ -104,6 +119,19 @@ class RunFolder:
                 f"{self.root} holds checkpoints of a run with other settings:\n" + "\n".join(lines) + "\n"
                 "Set them back to go on with it, or choose another train.output_dir."
             )
+
+    def _begun_with(self) -> dict[str, Any]:
+        try:
+            values = yaml.safe_load(self.config.read_text())
+            if isinstance(values, dict):
+                return values
+            reason = "it is not a mapping"
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = str(error)
+        raise UserError(
+            f"{self.config} cannot be read as the run file that the run began with: {reason}. Bring it back from a "
+            "copy, or remove it to go on with the settings that you gave now."
+        )
 
     @contextmanager
     def claimed(self, world: World) -> Iterator[None]:
@@ -132,20 +160,25 @@ class RunFolder:
         return handle
 
     def save_config(self, run: Run) -> None:
-        """Writes the resolved run file."""
-        self.config.write_text(dump_tree(run.model_dump(mode="json")))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a small JSON file in one step: a reader sees the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+        """Writes the resolved run file, unless it is there already."""
+        text = dump_tree(run.model_dump(mode="json"))
+        if not self.config.exists() or self.config.read_text() != text:
+            replace_text(self.config, text)
 
 
 def _plain(run: Run) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(dump_tree(run.model_dump(mode="json")))
     return values
+
+
+def _completed(before: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The values of an earlier run file with the defaults of keys that came later."""
+    kept = {key: value for key, value in before.items() if key not in COMPARED_NOWHERE}
+    now = run.model_dump(mode="json")
+    try:
+        return _plain(type(run).model_validate({key: now[key] for key in COMPARED_NOWHERE if key in now} | kept))
+    except ValidationError:
+        return before  # what does not fit any more is a difference, and is named as one
 
 
 def _fixed(values: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +187,8 @@ def _fixed(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in leaves.items()
-        if key not in FREE and any(key == same or key.startswith(same + ".") for same in SAME)
+        if not any(fnmatchcase(key, free) for free in FREE)
+        and any(key == same or key.startswith(same + ".") for same in SAME)
     }
 
 

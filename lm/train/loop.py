@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,19 +11,21 @@ from typing import Any
 import torch
 
 from lm.data.batches import Batch
-from lm.data.prepare import Prepared, prepare
+from lm.data.prepare import Prepared
 from lm.errors import UserError
 from lm.plan import Plan
 from lm.train import checkpoint, distributed, random_state
 from lm.train.checkpoint import Counters, SaveError
+from lm.train.data_phase import prepare_on_all_ranks
 from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
 from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.finish import finish
 from lm.train.folder import Run, RunFolder
-from lm.train.log import RunLog
-from lm.train.manifest import keep_newest
+from lm.train.interrupt import StopRequest
+from lm.train.log import RunLog, require_wandb_login
+from lm.train.manifest import checkpoints, keep_newest
 from lm.train.peak import device_peak, model_flops_utilisation
 from lm.train.progress import Progress
 from lm.train.report import save_report_data
@@ -55,6 +58,8 @@ def _train(run: Run) -> None:
         return
     rows = rows_per_rank(run, distributed.launched_size())
     world = distributed.start()
+    if run.log.wandb == "online":
+        world.on_rank_zero(require_wandb_login)
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
         training = Training(run, folder, world, progress, prepared, rows)
@@ -74,20 +79,6 @@ def rows_per_rank(run: Run, ranks: int) -> int:
             f"{ranks * run.data.sequence_length}, or another number of ranks"
         )
     return rows // ranks
-
-
-def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared:
-    """The run's data: rank 0 prepares what is not in the cache, then the others find it there."""
-    results: list[Prepared] = []
-
-    def work() -> None:
-        with progress.phase("preparing the data") as phase:
-            results.append(
-                prepare(run.data, lambda stage, done, total: phase.update(done, total=total or None, note=stage))
-            )
-
-    world.on_rank_zero(work)
-    return results[0] if results else prepare(run.data)
 
 
 @dataclass(frozen=True)
@@ -144,6 +135,7 @@ class Training:
         else:
             self._restore(found)
         if self.world.rank == 0:
+            self.folder.reopen()
             self.folder.save_config(self.run)
 
     def _restore(self, found: Path) -> None:
@@ -187,6 +179,7 @@ class Training:
                 config=self.run.model_dump(mode="json"),
             ) as records,
             self.progress.training(train.steps, self.counters.step) as bar,
+            StopRequest() as request,
         ):
             while self.counters.step < train.steps:
                 record, applied = self._step()
@@ -200,9 +193,22 @@ class Training:
                         f"the last {MAX_SKIPPED_IN_A_ROW} steps had a loss or gradient that is not finite and were "
                         "skipped. Lower optimizer.lr, or look for what is wrong in the data; then start again."
                     )
-                if self._due(train.checkpoint_every):
+                stop = request.agreed(self.world)
+                if stop or self._due(train.checkpoint_every):
                     records.sync()
                     self._save()
+                if stop:
+                    self._stop(stop)
+
+    def _stop(self, sent: signal.Signals) -> None:
+        """Ends the program as the shell expects of one that was sent a signal."""
+        kept = checkpoints(self.folder.checkpoints)
+        where = f"{kept[0]} is kept" if kept else "there is no checkpoint"
+        self.progress.say(
+            f"stopped by {sent.name} after step {self.counters.step}: {where}; the same command goes on from there"
+        )
+        distributed.leave_at_exit()
+        raise SystemExit(128 + sent)
 
     def _due(self, every: int | None) -> bool:
         step = self.counters.step

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from lm.errors import UserError
 from lm.train.tensor_file import FileEntry, read_entry, sync_folder, write_text
 
 MANIFEST = "manifest.json"
@@ -68,20 +69,38 @@ def discard(folder: Path) -> None:
 
 
 def files_of(folder: Path) -> dict[str, FileEntry]:
-    """What the manifest lists. Raises ValueError, with the reason, where there is none to read."""
+    """What the manifest lists. Raises ValueError, with the reason, where it is not one.
+
+    Raises UserError where it is another version's, or the disk does not give it.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']} was written by another version")
-        return {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+        found = manifest["format"]
+        if found == FORMAT:
+            return {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
+    except OSError as error:
+        raise _unread(folder / MANIFEST, error) from None
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(f"{MANIFEST} cannot be read") from None
+    raise UserError(
+        f"{folder} is a checkpoint of format {found}, and this version of braid reads format {FORMAT}. "
+        "Go on with the version that wrote it, or choose another train.output_dir."
+    )
+
+
+def _unread(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be read: {error.strerror}. Nothing was changed: start again when the disk gives it."
+    )
 
 
 def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None. Of the files every `shares`-th is checked, starting at `share`."""
+    """What is wrong with a checkpoint, or None. Of the files every `shares`-th is checked, starting at `share`.
+
+    Raises UserError where that cannot be known: for another version's checkpoint, and for one that cannot be read.
+    """
     try:
         files = files_of(folder)
     except ValueError as error:
@@ -92,7 +111,7 @@ def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            raise _unread(folder / name, error) from None
         if found.size != entry.size:
             return f"{name} has {found.size} bytes instead of {entry.size}"
         if found != entry:
@@ -101,14 +120,19 @@ def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Takes a damaged checkpoint out of the way, until the next one is written, and returns where it is."""
+    """Takes a damaged checkpoint out of the way and returns where it is: there until a later one replaces it."""
     aside = folder.with_suffix(_DAMAGED)
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)
 
 
 def keep_newest(root: Path, count: int) -> None:
-    """Removes all checkpoints but the newest `count`, and what interrupted or damaged ones left behind."""
-    leftovers = [path for path in root.glob("step-*") if path.suffix in (_WRITING, _DAMAGED)]
-    for folder in [*checkpoints(root)[count:], *leftovers]:
+    """Removes all checkpoints but the newest `count`, and what interrupted ones left behind.
+
+    To be called when one was written: damaged ones that it makes up for, at its step or before, go too.
+    """
+    good = checkpoints(root)
+    reached = step_of(good[0]) if good else -1
+    damaged = [path for path in root.glob(f"step-*{_DAMAGED}") if step_of(path.with_suffix("")) <= reached]
+    for folder in [*good[count:], *damaged, *root.glob(f"step-*{_WRITING}")]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.train.checkpoint import StateFiles
-from lm.train.tensor_file import write_tensors
+from lm.train.tensor_file import sync_folder, write_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -32,3 +32,4 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     temporary = folder / (WEIGHTS + ".tmp")
     write_tensors(temporary, weights, {"format": "pt"})
     temporary.replace(folder / WEIGHTS)
+    sync_folder(folder)

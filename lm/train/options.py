@@ -21,9 +21,7 @@ class TrainOptions(Options):
         ge=1, description="Tokens per optimizer step over all ranks; a multiple of data.sequence_length."
     )
     micro_batch_size: int = Field(default=1, ge=1, description="Rows of one forward and backward on one rank.")
-    seed: int = Field(
-        default=0, ge=0, description="Seed of the initial weights and of dropout; data.seed decides the order of rows."
-    )
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights; data.seed decides the order of rows.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Precision of forward and backward; master weights are fp32 either way."
     )
@@ -39,7 +37,7 @@ class TrainOptions(Options):
         description="Held-out tokens read by an evaluation on the way; null, and the end of the run, read all.",
     )
     checkpoint_every: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints; null writes one, at the end."
+        default=500, ge=1, description="Steps between checkpoints, with one more at the end; null writes that one only."
     )
     sample_tokens: int = Field(
         default=200, ge=0, description="Tokens that the trained model writes for the report; 0 leaves the sample out."
@@ -122,7 +120,9 @@ class DeepSpeedOptions(Options):
     model_config = ConfigDict(extra="allow")
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        default=0, description="What is sharded over the ranks: 1 optimizer, 2 and gradients, 3 and parameters."
+        default=0,
+        description="What is sharded over the ranks: 1 optimizer, 2 and gradients, 3 and parameters; bf16 needs the "
+        "fp32 gradients of 1 and runs as 1 where 0 is given.",
     )
 
     @model_validator(mode="after")

@@ -64,10 +64,9 @@ def set_adam_step(engine: Any, step: int) -> None:
 def fragments(engine: Any, model: nn.Module, rank: int, size: int) -> Iterator[Fragment]:
     """This rank's pieces of the trainable parameters of `model`, which `engine` trains."""
     stage = engine.zero_optimization_stage()
-    masters = _whole_masters(engine) if stage == 0 else {}
     for name, parameter in _trainable(model):
         if stage == 0:
-            yield _whole(name, masters[parameter], engine.basic_optimizer.state, rank, size)
+            yield _whole(name, parameter, engine.basic_optimizer.state, rank, size)
         elif stage == 3:
             yield _partition(name, parameter, rank)
         elif parameter._hp_mapping is not None:
@@ -78,15 +77,12 @@ def publish(engine: Any, model: nn.Module) -> None:
     """Makes the weights that the forward pass uses follow masters that were written. Collective."""
     stage = engine.zero_optimization_stage()
     with torch.no_grad():
-        if stage == 0:
-            for parameter, master in _whole_masters(engine).items():
-                parameter.copy_(master)
-        elif stage == 3:
+        if stage == 3:
             engine.optimizer.checkpoint_event_prologue()
             for _, parameter in _trainable(model):
                 parameter.ds_tensor.copy_(_local(parameter, "weight"))
             engine.optimizer.checkpoint_event_epilogue()
-        else:
+        elif stage > 0:
             engine.optimizer.update_lp_params()
 
 
@@ -96,19 +92,10 @@ def _trainable(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _masters(engine: Any) -> list[Tensor]:
-    """The fp32 tensors that AdamW updates on this rank: parameters at stage 0, flat buffers above."""
+    """The fp32 tensors that AdamW updates on this rank: the parameters at stage 0, flat buffers above."""
     if engine.zero_optimization_stage() == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [tensor for group in engine.basic_optimizer.param_groups for tensor in group["params"]]
-
-
-def _whole_masters(engine: Any) -> dict[Tensor, Tensor]:
-    """Stage 0: each working parameter's master, which is the parameter itself in fp32."""
-    if not engine.bfloat16_enabled():
-        return {parameter: parameter for parameter in _masters(engine)}
-    wrapper = engine.optimizer
-    groups = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
-    return {parameter: master for low, high in groups for parameter, master in zip(low, high, strict=True)}
 
 
 def _whole(name: str, master: Tensor, state: Any, rank: int, size: int) -> Fragment:

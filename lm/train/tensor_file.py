@@ -58,6 +58,14 @@ def write_text(path: Path, text: str) -> FileEntry:
     return FileEntry(len(data), hashlib.sha256(data).hexdigest())
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file in one step: whatever happens, a reader sees the old one or the new one. Raises OSError."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_text(temporary, text)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
 def read_entry(path: Path) -> FileEntry:
     """Size and SHA-256 of a file as it is now. Raises OSError."""
     digest = hashlib.sha256()

@@ -64,14 +64,13 @@ def train_options(precision: str = "fp32", clip: float | None = 0.5) -> TrainOpt
     )
 
 
-def make_engine(stage: int, precision: str, **settings: object) -> Engine:
+def make_engine(stage: int, precision: str, micro_batches: int = 3, **settings: object) -> Engine:
     torch.manual_seed(0)
     # Without a threshold of 0, ZeRO-3 never shards parameters as small as these.
     zero = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
     options = DeepSpeedOptions.model_validate({"zero_stage": stage, "zero_optimization": zero} | settings)
-    return Engine(
-        TinyModel(), train_options(precision), OptimizerOptions(lr=LR), options, distributed.start(), micro_batches=3
-    )
+    world = distributed.start()
+    return Engine(TinyModel(), train_options(precision), OptimizerOptions(lr=LR), options, world, micro_batches)
 
 
 def steps(engine: Engine, first: int, last: int) -> list[StepResult]:
@@ -118,6 +117,14 @@ def test_a_resumed_run_is_bit_identical(stage: int, precision: str, tmp_path: Pa
     checkpoint.load(folder, resumed.fragments())
     resumed.restored(checkpoint.read_counters(folder).adam_step)
     assert steps(resumed, 3, 6) == expected
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_many_micro_batches_of_bf16_add_up_exactly(stage: int, capfd: pytest.CaptureFixture[str]) -> None:
+    batch = micro_batches(0)[0]
+    once, often = (make_engine(stage, "bf16", count).step([batch] * count, LR) for count in (1, 64))
+    assert often.grad_norm == pytest.approx(once.grad_norm, rel=1e-5)
+    assert "GB" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 1), (2, 0)])

@@ -5,7 +5,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.run_file import RunFile, load_run_file
-from lm.train import distributed, manifest
+from lm.train import distributed, manifest, tensor_file
 from lm.train.folder import RunFolder
 
 MakeRun = Callable[..., RunFile]
@@ -41,6 +41,52 @@ def test_what_may_change_between_starts_may_change(make_run: MakeRun, tmp_path: 
     folder = begun(make_run())
     changes = ["train.steps=40", "optimizer.lr=0.5", "deepspeed.zero_stage=2", f"data.cache_dir={tmp_path}"]
     folder.require_same(make_run(*changes, "train.micro_batch_size=1", "train.checkpoint_every=3"))
+
+
+def test_the_text_may_lie_elsewhere(make_run: MakeRun, tmp_path: Path) -> None:
+    """Its content is compared by fingerprint, when it is read."""
+    begun(make_run()).require_same(make_run(f"data.sources.0.path={tmp_path}"))
+
+
+def test_a_key_that_came_after_the_run_began_has_its_default(make_run: MakeRun) -> None:
+    folder = begun(make_run())
+    text = folder.config.read_text()
+    folder.config.write_text(text.replace("  rms_norm_eps: 1.0e-06\n", ""))
+    assert folder.config.read_text() != text
+    folder.require_same(make_run())
+    with pytest.raises(UserError, match=r"rms_norm_eps was 1e-06 and is now 0\.1"):
+        folder.require_same(make_run("model.rms_norm_eps=0.1"))
+
+
+@pytest.mark.parametrize("content", ["", "model: [", "\x00"])
+def test_a_broken_run_file_is_named_with_the_remedy(make_run: MakeRun, content: str) -> None:
+    folder = begun(make_run())
+    folder.config.write_text(content)
+    with pytest.raises(UserError, match=r"(?s)run.yaml cannot be read .* or remove it"):
+        folder.require_same(make_run())
+
+
+@pytest.mark.parametrize("content", ["", '{"steps"', "{}", "3"])
+def test_a_broken_mark_of_completion_is_named_with_the_remedy(make_run: MakeRun, content: str) -> None:
+    folder = begun(make_run())
+    (folder.root / "complete.json").write_text(content)
+    with pytest.raises(UserError, match=r"complete.json cannot be read: .* Remove it"):
+        folder.is_complete(make_run())
+
+
+def test_an_interrupted_write_leaves_the_old_run_file(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = begun(make_run())
+    before = folder.config.read_text()
+
+    def full(path: Path, text: str) -> None:
+        path.write_text(text[:10])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tensor_file, "write_text", full)
+    folder.save_config(make_run())  # nothing new, so nothing is written
+    with pytest.raises(OSError, match="No space"):
+        folder.save_config(make_run("train.steps=40"))
+    assert folder.config.read_text() == before
 
 
 def test_a_folder_without_checkpoints_takes_any_run(make_run: MakeRun) -> None:

@@ -3,7 +3,9 @@
 import errno
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,8 @@ from lm.errors import UserError
 from lm.model.decoder import LanguageModel
 from lm.run_file import RunFile
 from lm.train import checkpoint, manifest
-from lm.train.log import read_metrics
+from lm.train.format import short_number
+from lm.train.log import RunLog, read_metrics
 from lm.train.loop import MAX_SKIPPED_IN_A_ROW, rows_per_rank, train
 
 MakeRun = Callable[..., RunFile]
@@ -40,6 +43,16 @@ def whole(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "out"
     train(load_run_file(run_path, [f"train.output_dir={output}", "train.evaluate_every=8"]))
     return output
+
+
+def test_the_data_is_summed_up_in_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("train.steps=1")
+    prepared = prepare(run.data)
+    tokens = prepared.statistics.tokens
+    train(run)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"{prepared.statistics.documents} documents, {short_number(tokens)} tokens; held out" in said
+    assert f"the run reads 256, {short_number(256 / tokens)} epochs" in said
 
 
 def test_a_run_leaves_everything_behind(whole: Path, make_run: MakeRun) -> None:
@@ -126,6 +139,43 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert manifest.damage(copy / "checkpoints" / "step-000020") is None
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(
+    whole: Path, make_run: MakeRun, tmp_path: Path
+) -> None:
+    copy = begun_copy(whole, tmp_path / "out", steps=(16, 20))
+    for step in (16, 20):
+        flip_a_bit(copy / "checkpoints" / f"step-0000{step}" / "state-00000.safetensors")
+    before = contents(copy)
+    with pytest.raises(UserError, match=r"(?s)every checkpoint .*step-000020: state.*step-000016: state.* from a copy"):
+        train(make_run())
+    assert contents(copy) == before
+
+
+def test_a_checkpoint_of_another_version_is_left_alone(whole: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    copy = begun_copy(whole, tmp_path / "out", steps=(16, 20))
+    listed = copy / "checkpoints" / "step-000020" / manifest.MANIFEST
+    listed.write_text(listed.read_text().replace('"format": 1', '"format": 2'))
+    before = contents(copy)
+    with pytest.raises(UserError, match="format 2"):
+        train(make_run())
+    assert contents(copy) == before
+
+
+def test_wandb_without_a_login_fails_before_data_is_prepared(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match="wandb login"):
+        train(make_run("log.wandb=online", f"data.cache_dir={tmp_path / 'cache'}"))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(
     whole: Path,
     make_run: MakeRun,
@@ -154,8 +204,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
 def train_until(run: RunFile, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains, and raises KeyboardInterrupt before the record of `step` is written."""
-    from lm.train.log import RunLog
-
     write = RunLog.write
 
     def stop(log: RunLog, record: dict[str, Any]) -> None:
@@ -169,21 +217,25 @@ def train_until(run: RunFile, step: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_more_steps_go_on_from_a_finished_run(whole: Path, make_run: MakeRun, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        train_until(make_run("train.steps=24"), 22, patch)
+    assert not (tmp_path / "out" / "complete.json").exists()
     train(make_run("train.steps=24"))
     assert exact(tmp_path / "out")[:20] == exact(whole)
     assert [record["step"] for record in exact(tmp_path / "out")] == list(range(1, 25))
 
 
-def test_changed_text_is_refused(
-    whole: Path, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun_copy(whole, tmp_path / "out", steps=(16,))
-    counters = checkpoint.read_counters
-    monkeypatch.setattr(
-        checkpoint, "read_counters", lambda folder: checkpoint.Counters(**{**vars(counters(folder)), "data": "other"})
-    )
+def test_changed_text_is_refused_and_moved_text_is_not(whole: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    copy = begun_copy(whole, tmp_path / "out", steps=(16,))
+    corpus = tmp_path / "corpus"
+    shutil.copytree(make_run().data.sources[0].path, corpus)
+    text = (corpus / "3.txt").read_text()
+    (corpus / "3.txt").write_text(text.replace("3", "4"))
     with pytest.raises(UserError, match="is not what the run in"):
-        train(make_run())
+        train(make_run(f"data.sources.0.path={corpus}"))
+    (corpus / "3.txt").write_text(text)
+    train(make_run(f"data.sources.0.path={corpus}"))
+    assert exact(copy) == exact(whole)
 
 
 def test_a_run_that_is_never_finite_ends_with_advice(make_run: MakeRun) -> None:
@@ -195,6 +247,38 @@ def test_ranks_that_cannot_share_the_batch_are_told_which_could(make_run: MakeRu
     assert rows_per_rank(make_run(), 4) == 2
     with pytest.raises(UserError, match="multiple of 96"):
         rows_per_rank(make_run(), 3)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_saves_it(
+    whole: Path,
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    write = RunLog.write
+
+    def signalled(log: RunLog, record: dict[str, Any]) -> None:
+        write(log, record)
+        if record["step"] == 6:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # as the terminal and then the launcher do
+
+    monkeypatch.setattr(RunLog, "write", signalled)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        train(make_run())
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"stopped by {number.name} after step 6" in said
+    assert "step-000006 is kept" in said
+    monkeypatch.undo()
+    train(make_run())
+    assert exact(tmp_path / "out") == exact(whole)
 
 
 @pytest.mark.launch

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.errors import UserError
 from lm.train import manifest
 from lm.train.tensor_file import write_text
 
@@ -51,6 +52,32 @@ def test_missing_files_and_manifests_are_named(tmp_path: Path) -> None:
     assert manifest.damage(folder) == "manifest.json cannot be read"
     (folder / manifest.MANIFEST).unlink()
     assert manifest.damage(folder) == "manifest.json is missing"
+
+
+def test_another_format_is_not_damage(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    path = folder / manifest.MANIFEST
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="format 2, and this version of braid reads format 1"):
+        manifest.damage(folder)
+
+
+def test_a_file_that_the_disk_does_not_give_is_not_damage(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder / "a.json").unlink()
+    (folder / "a.json").mkdir()
+    with pytest.raises(UserError, match=r"a\.json cannot be read: Is a directory"):
+        manifest.damage(folder)
+
+
+def test_a_damaged_one_is_kept_until_a_later_one_is_written(tmp_path: Path) -> None:
+    aside = manifest.set_aside(write(tmp_path, 20))
+    write(tmp_path, 18)
+    manifest.keep_newest(tmp_path, 2)
+    assert aside.exists()
+    write(tmp_path, 20)
+    manifest.keep_newest(tmp_path, 2)
+    assert not aside.exists()
 
 
 def test_ranks_share_the_checking(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""The run's data, made ready on all ranks, and said in one line what it is."""
+
+from __future__ import annotations
+
+from lm.data.prepare import Prepared, prepare
+from lm.train.distributed import World
+from lm.train.folder import Run
+from lm.train.format import short_number
+from lm.train.progress import Progress
+
+
+def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared:
+    """Rank 0 prepares what is not in the cache, then the others find it there. Collective; raises UserError."""
+    results: list[Prepared] = []
+
+    def work() -> None:
+        with progress.phase("preparing the data") as phase:
+            results.append(
+                prepare(run.data, lambda stage, done, total: phase.update(done, total=total or None, note=stage))
+            )
+            phase.update(note=summary(results[0], run.train.steps * run.train.global_batch_tokens))
+
+    world.on_rank_zero(work)
+    return results[0] if results else prepare(run.data)
+
+
+def summary(prepared: Prepared, tokens: int) -> str:
+    """How much text there is, and how often a run of so many tokens reads it."""
+    train, held_out = prepared.statistics, prepared.validation_statistics
+    return (
+        f"{train.documents:,} documents, {short_number(train.tokens)} tokens; "
+        f"held out {held_out.documents:,}, {short_number(held_out.tokens)}; "
+        f"the run reads {short_number(tokens)}, {short_number(tokens / train.tokens)} epochs"
+    )
