@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm.arguments import above_zero, overrides_of, positive, refuse, share
 from lm.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from lm.run_file import AnyRun
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -85,19 +88,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(chosen: argparse.Namespace) -> None:
-    from lm.run_file import load_run_file
-
-    run = load_run_file(chosen.config, chosen.overrides)
+    run = _run_with_its_text(chosen)
     from lm.train.loop import train  # after the mistakes of the run file, which need not wait for it
 
     train(run)
 
 
-def _plan(chosen: argparse.Namespace) -> None:
-    from lm.plan_table import plan_run, print_plan
-    from lm.run_file import load_run_file
+def _run_with_its_text(chosen: argparse.Namespace) -> AnyRun:
+    from lm.run_file import load_run_file, missing_sources
 
     run = load_run_file(chosen.config, chosen.overrides)
+    if problems := missing_sources(run, chosen.config, chosen.overrides):
+        raise UserError("\n".join(problems))
+    return run
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    from lm.plan_table import plan_run, print_plan
+    from lm.run_file import load_run_file, missing_sources
+
+    run = load_run_file(chosen.config, chosen.overrides)
+    for problem in missing_sources(run, chosen.config, chosen.overrides):
+        print(f"to mend before training: {problem}", file=sys.stderr)
     plan, memory = plan_run(run, chosen.world_size)
     if chosen.json:
         print(json.dumps(plan.to_json() | {"rank_memory": asdict(memory) | {"total": memory.total}}, indent=2))
@@ -106,10 +118,10 @@ def _plan(chosen: argparse.Namespace) -> None:
 
 
 def _prepare(chosen: argparse.Namespace) -> None:
+    run = _run_with_its_text(chosen)
     from lm.data.prepare import prepare
-    from lm.run_file import load_run_file
 
-    prepared = prepare(load_run_file(chosen.config, chosen.overrides).data)
+    prepared = prepare(run.data)
     print(f"{prepared.statistics.tokens:,} tokens to train on, {prepared.validation_statistics.tokens:,} held out")
 
 

@@ -127,6 +127,19 @@ def test_a_reader_that_leaves_ends_it_quietly(words: list[str]) -> None:
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("verb", ["train", "prepare"])
+def test_missing_text_is_refused_before_anything_heavy(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, CONFIG, "data.sources.0.path=nowhere"]) == 2
+    assert "command line, data.sources.0.path=nowhere: data.sources.0.path: 'nowhere'" in capsys.readouterr().err
+
+
+def test_a_run_can_be_planned_where_its_text_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CONFIG, "data.sources.0.path=nowhere", "--json"]) == 0
+    shown = capsys.readouterr()
+    json.loads(shown.out)
+    assert shown.err.startswith("to mend before training: command line, data.sources.0.path=nowhere: ")
+
+
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert set(json.loads(capsys.readouterr().out)["$defs"]["RunFile"]["properties"]) == {

@@ -67,7 +67,7 @@ def test_a_first_try_on_one_file_has_bits_per_byte(tmp_path: Path) -> None:
     prepared = prepare(
         DataOptions.model_validate(
             {
-                "tokenizer": {"kind": "sentencepiece", "vocab_size": 265},
+                "tokenizer": {"kind": "sentencepiece", "vocab_size": 270},
                 "sources": [{"path": str(tmp_path / "input.txt")}],
                 "sequence_length": 16,
                 "cache_dir": tmp_path / "cache",
