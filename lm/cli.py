@@ -5,22 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lm.arguments import above_zero, overrides_of, positive, refuse, share
 from lm.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from lm.run_file import AnyRun
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+READER_GONE = 141  # 128 + SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """Runs one verb and returns the exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C, 141 for `| head`."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return 0
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
             print(error, file=sys.stderr)
@@ -28,17 +36,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        return READER_GONE
 
 
-def _run(arguments: list[str]) -> int:
+def _reader_gone() -> bool:
+    """Whether standard output has lost its reader; if so, Python's own flush at the end is kept from saying it."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
+
+
+def _run(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise UserError(
             f"braid has no verb '{arguments[0]}'.{did_you_mean(arguments[0], VERBS)} Verbs: {', '.join(VERBS)}"
         )
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen, rest = _parser().parse_known_args(arguments)
+    if "overrides" in chosen:  # those behind an option are left over by argparse
+        chosen.overrides = overrides_of([*chosen.overrides, *rest], chosen.verb, chosen.usage)
+    else:
+        refuse(rest, chosen.verb, chosen.usage)
     VERBS[chosen.verb].run(chosen)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,23 +83,33 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.arguments(sub)
+        sub.set_defaults(usage=sub.format_usage())
     return parser
 
 
 def _train(chosen: argparse.Namespace) -> None:
-    from lm.run_file import load_run_file
-
-    run = load_run_file(chosen.config, chosen.overrides)
+    run = _run_with_its_text(chosen)
     from lm.train.loop import train  # after the mistakes of the run file, which need not wait for it
 
     train(run)
 
 
-def _plan(chosen: argparse.Namespace) -> None:
-    from lm.plan_table import plan_run, print_plan
-    from lm.run_file import load_run_file
+def _run_with_its_text(chosen: argparse.Namespace) -> AnyRun:
+    from lm.run_file import load_run_file, missing_sources
 
     run = load_run_file(chosen.config, chosen.overrides)
+    if problems := missing_sources(run, chosen.config, chosen.overrides):
+        raise UserError("\n".join(problems))
+    return run
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    from lm.plan_table import plan_run, print_plan
+    from lm.run_file import load_run_file, missing_sources
+
+    run = load_run_file(chosen.config, chosen.overrides)
+    for problem in missing_sources(run, chosen.config, chosen.overrides):
+        print(f"to mend before training: {problem}", file=sys.stderr)
     plan, memory = plan_run(run, chosen.world_size)
     if chosen.json:
         print(json.dumps(plan.to_json() | {"rank_memory": asdict(memory) | {"total": memory.total}}, indent=2))
@@ -83,10 +118,10 @@ def _plan(chosen: argparse.Namespace) -> None:
 
 
 def _prepare(chosen: argparse.Namespace) -> None:
+    run = _run_with_its_text(chosen)
     from lm.data.prepare import prepare
-    from lm.run_file import load_run_file
 
-    prepared = prepare(load_run_file(chosen.config, chosen.overrides).data)
+    prepared = prepare(run.data)
     print(f"{prepared.statistics.tokens:,} tokens to train on, {prepared.validation_statistics.tokens:,} held out")
 
 
@@ -150,7 +185,11 @@ def _flag(name: str) -> str:
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the run file, for example configs/quickstart.yaml")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to it by dotted path, for example train.steps=10"
+        "overrides",
+        nargs="*",
+        default=[],  # without it argparse says that one is required
+        metavar="key=value",
+        help="changes to it by dotted path, for example train.steps=10",
     )
 
 
@@ -162,7 +201,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
-    parser.add_argument("--world-size", type=_positive, default=1, metavar="N", help="ranks that share the memory")
+    parser.add_argument("--world-size", type=positive, default=1, metavar="N", help="ranks that share the memory")
     parser.add_argument("--json", action="store_true", help="figures for programs instead of a table")
 
 
@@ -187,32 +226,11 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a Hugging Face folder or Hub id of any causal model")
-    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="at most so many tokens; 256 if left out")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="at most so many tokens; 256 if left out")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--temperature", type=_above_zero, metavar="X", help="0.8 if left out")
-    parser.add_argument("--top-p", type=_share, metavar="P", help="draw from the likeliest share P; 0.95 if left out")
+    parser.add_argument("--temperature", type=above_zero, metavar="X", help="0.8 if left out")
+    parser.add_argument("--top-p", type=share, metavar="P", help="draw from the likeliest share P; 0.95 if left out")
     parser.add_argument("--seed", type=int, metavar="N", help="makes the draw repeatable")
-
-
-def _above_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0; --greedy takes the likeliest token")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 def _no_arguments(parser: argparse.ArgumentParser) -> None:

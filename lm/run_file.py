@@ -17,7 +17,7 @@ from lm.model.options import ModelOptions
 from lm.option_errors import explain
 from lm.options import Options
 from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions, check_run
-from lm.yaml_tree import Tree, dump_tree, read_tree
+from lm.yaml_tree import Tree, dump_tree, key_path, read_tree
 
 if TYPE_CHECKING:
     from lm.extend.trainee import Extension
@@ -123,7 +123,7 @@ def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> AnyRun:
 
 def _pretraining(tree: Tree) -> RunFile:
     run = _validated(RunFile, tree.values, tree)
-    size = declared_vocab_size(run.data.tokenizer)
+    size = _vocab_size(run, tree)
     given = run.model.vocab_size
     if given is not None and given < size:
         place = tree.origin(("model", "vocab_size"))
@@ -146,8 +146,38 @@ def _extension(tree: Tree) -> ExtensionFile:
         folder = tokenizer_folder(run.base, run.data.cache_dir)
         values = values | {"data": data | {"tokenizer": {"kind": "huggingface", "path": str(folder)}}}
     run = _validated(ExtensionFile, values, tree)
-    run.trainee.check(declared_vocab_size(run.data.tokenizer))
+    run.trainee.check(_vocab_size(run, tree))
     return run
+
+
+def missing_sources(run: AnyRun, path: Path | str, overrides: Sequence[str] = ()) -> list[str]:
+    """One message, with its place, per entry of data.sources that leads to no file of a kind that can be read.
+
+    Only names are looked at, so this is quick. Not part of loading: a run can be planned where its text is not.
+    """
+    from lm.data.sources import find_source  # the file formats come with it
+
+    tree = read_tree(Path(path), overrides)
+    problems = []
+    for index, source in enumerate(run.data.sources):
+        try:
+            find_source(source, index)
+        except UserError as error:
+            problems.append(_placed(error, tree))
+    return problems
+
+
+def _vocab_size(run: AnyRun, tree: Tree) -> int:
+    try:
+        return declared_vocab_size(run.data.tokenizer)
+    except UserError as error:
+        raise UserError(_placed(error, tree)) from None
+
+
+def _placed(error: UserError, tree: Tree) -> str:
+    """The message behind the place of the key that it begins with."""
+    key = str(error).partition(":")[0]
+    return f"{tree.origin(key_path(key))}: {error}"
 
 
 def to_yaml(run: AnyRun) -> str:

@@ -119,6 +119,11 @@ def dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
+def key_path(dotted_key: str) -> KeyPath:
+    """What `dotted` wrote, as a path again."""
+    return tuple(int(key) if key.isdecimal() else key for key in dotted_key.split("."))
+
+
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")

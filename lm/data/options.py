@@ -79,13 +79,17 @@ class SourceOptions(Options):
 
 
 class ValidationOptions(Options):
-    """Whole documents that are held out of training, chosen by a hash of their content."""
+    """What is held out of training: whole documents, chosen by a hash of their content.
+
+    Every source gives at least one; of a source that is a single document, the end is held out from a line break on.
+    """
 
     fraction: float = Field(
         default=0.01,
         ge=0,
         lt=1,
-        description="Chance of a document to be held out; 0 trains on everything and validates nothing.",
+        description="Chance of a document to be held out, or the share of a source's only document; 0 trains on "
+        "everything and validates nothing.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Another seed holds out other documents.")
     max_bytes: int | None = Field(

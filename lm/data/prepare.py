@@ -15,19 +15,20 @@ from pathlib import Path
 
 from lm.data.batches import Batches, rows_per_epoch
 from lm.data.cache import cached_folder, contents
-from lm.data.fingerprint import digest, unit_hash
+from lm.data.fingerprint import digest
 from lm.data.options import DataOptions, SentencePieceOptions, ValidationOptions
 from lm.data.order import SequentialOrder, ShuffledOrder
 from lm.data.readers import Document, Unreadable
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import Source, find_source
+from lm.data.split import Split
 from lm.data.statistics import Statistics, unigram_bits_per_byte
 from lm.data.store import StoreWriter, TokenStore
 from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
 from lm.errors import UserError
 
 # Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
-_FORMAT = 2
+_FORMAT = 3
 _ENCODE_BYTES = 4_000_000
 _log = logging.getLogger(__name__)
 
@@ -91,8 +92,8 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
     for source, store in zip(sources, train, strict=True):
         if store.num_documents == 0:
             raise UserError(
-                f"data.validation.fraction: {options.validation.fraction} holds out every document of "
-                f"{source.key}, '{source.options.path}'; lower it, set 0, or change data.validation.seed."
+                f"data.validation.fraction: {options.validation.fraction} holds out all of {source.key}, "
+                f"'{source.options.path}': its documents are all equal. Add text, or set data.validation.fraction=0."
             )
     rows = [rows_per_epoch(store, options.sequence_length) for store in train]
     weights = [source.weight for source in options.sources]
@@ -100,7 +101,7 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
     return Prepared(
         tokenizer=tokenizer,
         train=Batches(train, ShuffledOrder(rows, weights, options.seed), options.sequence_length),
-        validation=_validation(options, train, held_out, tokenizer),
+        validation=_validation(options, sources, train, held_out, tokenizer),
         fingerprint=digest([_FORMAT, tokenizer.fingerprint, made_of, weights, options.sequence_length, options.seed]),
         statistics=Statistics.of(train),
         validation_statistics=Statistics.of(held_out),
@@ -108,16 +109,25 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
 
 
 def _validation(
-    options: DataOptions, train: list[TokenStore], held_out: list[TokenStore], tokenizer: Tokenizer
+    options: DataOptions,
+    sources: list[Source],
+    train: list[TokenStore],
+    held_out: list[TokenStore],
+    tokenizer: Tokenizer,
 ) -> Validation | None:
     if options.validation.fraction == 0:
         return None
     stores = [store for store in held_out if store.num_documents]
     if not stores:
-        documents = sum(store.num_documents for store in train)
+        if options.validation.max_bytes is None:
+            raise UserError(
+                "data.validation.fraction: the text is a single character, which cannot be divided; add text, or set "
+                "data.validation.fraction=0 to train without validation."
+            )
+        shortest = min(len(document.utf8) for source in sources for document in source.documents())
         raise UserError(
-            f"data.validation.fraction: {options.validation.fraction} of {documents} documents held out none (or "
-            "none that data.validation.max_bytes allows); raise it, or set 0 to train without validation."
+            f"data.validation.max_bytes: {options.validation.max_bytes} is less than every document takes; set "
+            f"{shortest} or more, leave it out, or set data.validation.fraction=0 to train without validation."
         )
     order = SequentialOrder([rows_per_epoch(store, options.sequence_length) for store in stores])
     return Validation(
@@ -136,11 +146,11 @@ def _trained_tokenizer(options: DataOptions, sources: list[Source], report: Prog
     def documents() -> Iterator[Document]:
         done = 0
         for source in sources:
+            split = Split.of(source, options.validation)
             for document in source.documents():
                 done += len(document.utf8)
                 report("sampling text for the tokenizer", done, max(done, size))
-                if not _held_out(document, options.validation):
-                    yield document
+                yield from (part for part, held_out in split.parts(document) if not held_out)
 
     def build(folder: Path) -> None:
         passages = sample_passages(documents(), wanted.sample_bytes)
@@ -155,30 +165,34 @@ def _trained_tokenizer(options: DataOptions, sources: list[Source], report: Prog
 
 def _tokenized(options: DataOptions, source: Source, tokenizer: Tokenizer, report: Progress) -> Path:
     key = digest([_FORMAT, tokenizer.fingerprint, _split(options), source.made_of()])
-    build = partial(_tokenize, source=source, tokenizer=tokenizer, split=options.validation, report=report)
+    build = partial(_tokenize, source=source, tokenizer=tokenizer, validation=options.validation, report=report)
     return cached_folder(options.cache_dir.expanduser(), f"tokens-{key}", build)
 
 
-def _tokenize(folder: Path, source: Source, tokenizer: Tokenizer, split: ValidationOptions, report: Progress) -> None:
+def _tokenize(
+    folder: Path, source: Source, tokenizer: Tokenizer, validation: ValidationOptions, report: Progress
+) -> None:
     skipped: list[Unreadable] = []
-    room = split.max_bytes
+    split = Split.of(source, validation)
+    room = validation.max_bytes
     done = 0
     with (
         StoreWriter(folder / "train", tokenizer, keep_text=False) as train,
-        StoreWriter(folder / "validation", tokenizer, keep_text=True) as validation,
+        StoreWriter(folder / "validation", tokenizer, keep_text=True) as evaluated,
     ):
         for batch in _in_batches(source.documents(skipped.append)):
             kept: list[Document] = []
             held_out: list[Document] = []
             for document in batch:
                 done += len(document.utf8)
-                if not _held_out(document, split):
-                    kept.append(document)
-                elif room is None or len(document.utf8) <= room:
-                    room = None if room is None else room - len(document.utf8)
-                    held_out.append(document)
+                for part, is_held_out in split.parts(document):
+                    if not is_held_out:
+                        kept.append(part)
+                    elif room is None or len(part.utf8) <= room:
+                        room = None if room is None else room - len(part.utf8)
+                        held_out.append(part)
             train.add(kept)
-            validation.add(held_out)
+            evaluated.add(held_out)
             report(f"tokenizing {source.options.path}", done, max(done, source.size))
     if skipped:
         _log.warning("%s.path: skipped %d unreadable items; the first: %s.", source.key, len(skipped), skipped[0])
@@ -195,10 +209,6 @@ def _in_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _held_out(document: Document, split: ValidationOptions) -> bool:
-    return unit_hash(document.utf8, "validation", split.seed) < split.fraction
 
 
 def _split(options: DataOptions) -> dict[str, object]:

@@ -83,12 +83,12 @@ class Source:
 
 
 def find_source(options: SourceOptions, index: int) -> Source:
-    """The files of `data.sources[index]`, without opening them. A folder named python-stdlib is `./python-stdlib`.
+    """The files of entry `index` of `data.sources`, unopened. A folder named python-stdlib is `./python-stdlib`.
 
     Raises:
         UserError: nothing is there, or nothing of a supported kind.
     """
-    key = f"data.sources[{index}]"
+    key = f"data.sources.{index}"
     path = Path(options.path).expanduser()
     named_by_user = options.path != PYTHON_STDLIB and path.is_file()
     paths = [path] if named_by_user else _search(options.path, path, key)

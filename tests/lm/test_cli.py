@@ -77,6 +77,69 @@ def test_a_plan_for_programs_agrees_with_the_one_for_people(capsys: pytest.Captu
     assert f"{plan['parameters']:,}" in table
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [CONFIG, "--json", "model.layers=rat local"],
+        [CONFIG, "--world-size", "4", "model.layers=rat local", "--json"],
+        ["--json", CONFIG, "model.layers=rat", "--world-size=4", "model.layers=rat local"],
+    ],
+)
+def test_overrides_stand_before_or_behind_options(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 0
+    assert [layer["mixer"] for layer in json.loads(capsys.readouterr().out)["layers"]] == ["rat", "local"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["plan", CONFIG, "--train.steps=10"], "write train.steps=10 without dashes"),
+        (["plan", CONFIG, "--train.steps", "10"], "write train.steps=10 without dashes"),
+        (["train", CONFIG, "--model.layers=(rat local)*2"], "write model.layers=(rat local)*2 without dashes"),
+        (["plan", CONFIG, "--wrld-size", "2"], "braid plan has no option '--wrld-size'. Did you mean '--world-size'?"),
+        (["export", "a", "b", "--adaptor-only"], "Did you mean '--adapter-only'?"),
+        (["export", "a", "b", "c"], "braid export does not expect 'c'. usage: braid export"),
+    ],
+)
+def test_a_word_that_is_not_known_gets_a_remedy(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_only_the_run_file_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: CONFIG\n")
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("words", [["schema"], ["plan", CONFIG, "--json"]])
+def test_a_reader_that_leaves_ends_it_quietly(words: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "lm", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize("verb", ["train", "prepare"])
+def test_missing_text_is_refused_before_anything_heavy(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, CONFIG, "data.sources.0.path=nowhere"]) == 2
+    assert "command line, data.sources.0.path=nowhere: data.sources.0.path: 'nowhere'" in capsys.readouterr().err
+
+
+def test_a_run_can_be_planned_where_its_text_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CONFIG, "data.sources.0.path=nowhere", "--json"]) == 0
+    shown = capsys.readouterr()
+    json.loads(shown.out)
+    assert shown.err.startswith("to mend before training: command line, data.sources.0.path=nowhere: ")
+
+
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert set(json.loads(capsys.readouterr().out)["$defs"]["RunFile"]["properties"]) == {

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from lm.errors import UserError
 from lm.model.mixers.attention import AttentionOptions
-from lm.run_file import ExtensionFile, RunFile, json_schema, load_run_file, to_yaml
+from lm.run_file import ExtensionFile, RunFile, json_schema, load_run_file, missing_sources, to_yaml
 
 MINIMAL = """\
 model:
@@ -256,3 +256,19 @@ def test_mistakes_in_an_extension_are_named(extension: Path, override: str, mess
     with pytest.raises(UserError) as error:
         load_run_file(extension, [override])
     assert message in str(error.value)
+
+
+def test_a_tokenizer_that_is_not_there_has_its_line(minimal: Path) -> None:
+    minimal.write_text(MINIMAL.replace("{kind: bytes}", "\n    kind: sentencepiece\n    path: none.model"))
+    assert refusal(minimal).startswith("run.yaml:11: data.tokenizer.path: 'none.model' cannot be read")
+
+
+def test_sources_that_are_not_there_have_their_places_in_words_that_work_as_overrides(minimal: Path) -> None:
+    minimal.write_text(MINIMAL.replace("- {path: python-stdlib}", "- {path: python-stdlib}\n  - {path: nowhere}"))
+    (problem,) = missing_sources(load_run_file(minimal), minimal)
+    assert problem.startswith(f"{minimal}:12: data.sources.1.path: 'nowhere' does not exist.")
+    override = "data.sources.1.path=elsewhere"
+    (problem,) = missing_sources(load_run_file(minimal, [override]), minimal, [override])
+    assert problem.startswith(f"command line, {override}: data.sources.1.path: 'elsewhere' does not exist.")
+    override = "data.sources.1.path=python-stdlib"
+    assert missing_sources(load_run_file(minimal, [override]), minimal, [override]) == []

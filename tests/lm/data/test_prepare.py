@@ -211,12 +211,13 @@ def no_text_for_a_tokenizer(corpus: Path) -> DataOptions:
     )
 
 
-def nothing_held_out(corpus: Path) -> DataOptions:
-    return options_for(corpus, validation={"fraction": 1e-9})
+def too_little_room_for_validation(corpus: Path) -> DataOptions:
+    return options_for(corpus, validation={"fraction": 0.2, "max_bytes": 3})
 
 
-def everything_held_out(corpus: Path) -> DataOptions:
-    return options_for(corpus, validation={"fraction": 0.9999999})
+def equal_documents(corpus: Path) -> DataOptions:
+    (corpus / "equal.jsonl").write_text('{"text": "x"}\n' * 3)
+    return options_for(corpus, sources=[{"path": str(corpus / "equal.jsonl")}])
 
 
 def unwritable_cache(corpus: Path) -> DataOptions:
@@ -234,14 +235,14 @@ def missing_source(corpus: Path) -> DataOptions:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (no_text, r"data\.sources\[0\]\.path: .*empty\.txt' holds no readable text"),
-        (no_text_for_a_tokenizer, r"data\.sources\[0\]\.path: .*empty\.txt' holds no readable text"),
-        (binary, r"data\.sources\[1\]\.path: .*binary\.txt' cannot be read at byte 2: not UTF-8"),
-        (nothing_held_out, r"data\.validation\.fraction: 1e-09 of 60 documents held out none"),
-        (everything_held_out, r"data\.validation\.fraction: 0\.9999999 holds out every document of data\.sources\[0\]"),
+        (no_text, r"data\.sources\.0\.path: .*empty\.txt' holds no readable text"),
+        (no_text_for_a_tokenizer, r"data\.sources\.0\.path: .*empty\.txt' holds no readable text"),
+        (binary, r"data\.sources\.1\.path: .*binary\.txt' cannot be read at byte 2: not UTF-8"),
+        (too_little_room_for_validation, r"data\.validation\.max_bytes: 3 is less than .* set 57 or more"),
+        (equal_documents, r"data\.validation\.fraction: 0\.2 holds out all of data\.sources\.0.*fraction=0"),
         (unwritable_cache, r"data\.cache_dir: .*cannot be written"),
         (too_many_pieces, r"data\.tokenizer\.vocab_size: 30000 pieces cannot be found"),
-        (missing_source, r"data\.sources\[1\]\.path: .*none\.txt' does not exist"),
+        (missing_source, r"data\.sources\.1\.path: .*none\.txt' does not exist"),
     ],
 )
 def test_what_cannot_work_is_refused_by_key(corpus: Path, broken: Callable[[Path], DataOptions], message: str) -> None:

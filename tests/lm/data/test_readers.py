@@ -13,7 +13,7 @@ from lm.errors import UserError
 
 def read(path: Path, field: str = "text") -> list[str]:
     """Texts as they are, unreadable items as "! where: reason"."""
-    items = READERS[path.suffix](path, field, "data.sources[0]")
+    items = READERS[path.suffix](path, field, "data.sources.0")
     return [item.text if isinstance(item, Document) else f"! {item.where}: {item.reason}" for item in items]
 
 
@@ -69,5 +69,5 @@ def test_a_missing_field_is_refused_with_the_nearest_name(tmp_path: Path, suffix
         path.write_text(json.dumps({"contents": "x", "id": 1}))
     else:
         pyarrow.parquet.write_table(pyarrow.table({"contents": ["x"], "id": [1]}), path)
-    with pytest.raises(UserError, match=r"data\.sources\[0\]\.text_field: .*'content'.*Did you mean 'contents'"):
+    with pytest.raises(UserError, match=r"data\.sources\.0\.text_field: .*'content'.*Did you mean 'contents'"):
         read(path, "content")

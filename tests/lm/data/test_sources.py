@@ -64,7 +64,7 @@ def test_unreadable_files_are_skipped_in_a_folder_and_reported(tmp_path: Path) -
 def test_an_unreadable_file_is_refused_when_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.txt"
     path.write_bytes(b"abc\xff")
-    with pytest.raises(UserError, match=r"data\.sources\[0\]\.path: .*bad\.txt.*byte 3.*UTF-8"):
+    with pytest.raises(UserError, match=r"data\.sources\.0\.path: .*bad\.txt.*byte 3.*UTF-8"):
         texts(find(path))
 
 
@@ -72,7 +72,7 @@ def test_an_unreadable_file_is_refused_when_named(tmp_path: Path) -> None:
 def test_a_corpus_without_text_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "only.txt").write_bytes(content)
     reason = "only.txt.*byte 1" if content else "empty"
-    with pytest.raises(UserError, match=rf"data\.sources\[0\]\.path: .*no readable text.*{reason}"):
+    with pytest.raises(UserError, match=rf"data\.sources\.0\.path: .*no readable text.*{reason}"):
         texts(find(tmp_path))
 
 
@@ -89,5 +89,5 @@ def test_nothing_to_read_is_refused_before_reading(tmp_path: Path, name: str, me
     (tmp_path / "corpus.txt").write_text("text")
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=rf"data\.sources\[0\]\.path: .*{message}"):
+    with pytest.raises(UserError, match=rf"data\.sources\.0\.path: .*{message}"):
         find(tmp_path / name)
