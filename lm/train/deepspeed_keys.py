@@ -1,4 +1,4 @@
-"""Which top-level keys DeepSpeed's configuration knows, and which of them other keys of the run file decide.
+"""Which keys DeepSpeed's configuration knows, which take effect here, and which other keys of the run file decide.
 
 DeepSpeed ignores a top-level key that it does not know without a word (0.19), so the list is kept here and checked.
 """
@@ -15,6 +15,7 @@ OWNED = {
     "bfloat16": "train.precision",
     "fp16": "train.precision",
     "torch_autocast": "train.precision",
+    "data_types": "train.precision",
     "optimizer": "optimizer",
     "scheduler": "optimizer.schedule",
     "steps_per_print": "log.every",
@@ -24,41 +25,102 @@ OWNED = {
     "comet": "log",
     "checkpoint": "train.checkpoint_every",
     "zero_allow_untested_optimizer": "optimizer.kind",
+    "zero_force_ds_cpu_optimizer": "optimizer.kind",
 }
 """Keys that the trainer sets itself, each with the key of the run file that decides it."""
 
 PASSED_THROUGH = frozenset(
     {
-        "activation_checkpointing",
         "aio",
-        "autotuning",
-        "comms_logger",
         "communication_data_type",
-        "compile",
-        "compression_training",
-        "data_efficiency",
-        "data_types",
-        "dataloader_drop_last",
-        "datastates_ckpt",
-        "disable_allgather",
-        "disable_python_gc",
-        "dump_state",
-        "expert_parallel",
-        "flops_profiler",
-        "gradient_allreduce_op",
         "gradient_predivide_factor",
-        "hybrid_engine",
-        "log_level",
         "memory_breakdown",
-        "pipeline",
         "prescale_gradients",
-        "seq_parallel_communication_data_type",
-        "tensor_parallel",
-        "timers",
-        "use_data_before_expert_parallelism",
-        "wall_clock_breakdown",
-        "weight_quantization",
-        "zero_force_ds_cpu_optimizer",
         "zero_optimization",
     }
 )
+"""Keys that are handed on."""
+SECTIONS = ("aio", "zero_optimization")
+"""Those of them that are mappings."""
+
+_SILENT = "DeepSpeed's log is kept off the screen, so it would show nothing"
+_NOT_USED = "nothing that it sets is used by this trainer"
+REFUSED = {
+    "activation_checkpointing": _NOT_USED,
+    "autotuning": "it starts runs of its own; `braid plan` says what fits",
+    "comms_logger": _SILENT,
+    "compile": _NOT_USED,
+    "compression_training": _NOT_USED,
+    "data_efficiency": "the order of the data is a pure function of the step",
+    "dataloader_drop_last": _NOT_USED,
+    "datastates_ckpt": "checkpoints are written by the trainer",
+    "disable_allgather": _NOT_USED,
+    "disable_python_gc": _NOT_USED,
+    "dump_state": _SILENT,
+    "expert_parallel": _NOT_USED,
+    "flops_profiler": "metrics.jsonl has the model FLOPs utilisation of every step",
+    "gradient_allreduce_op": "gradients are means over all targets, which it would undo",
+    "hybrid_engine": _NOT_USED,
+    "log_level": _SILENT,
+    "pipeline": _NOT_USED,
+    "seq_parallel_communication_data_type": _NOT_USED,
+    "tensor_parallel": _NOT_USED,
+    "timers": _SILENT,
+    "use_data_before_expert_parallelism": _NOT_USED,
+    "wall_clock_breakdown": _SILENT,
+    "weight_quantization": _NOT_USED,
+}
+"""Keys of DeepSpeed that would have no effect here, or a wrong one, each with the reason."""
+
+ZERO_KEYS = frozenset(
+    {
+        "allgather_bucket_size",
+        "allgather_partitions",
+        "allgather_sequential",
+        "compute_grad_norm",
+        "contiguous_gradients",
+        "elastic_checkpoint",
+        "enable_sanity_checks",
+        "gather_16bit_weights_on_model_save",
+        "ignore_unused_parameters",
+        "leaf_module",
+        "load_from_fp32_weights",
+        "log_trace_cache_warnings",
+        "max_live_parameters",
+        "max_reuse_distance",
+        "memory_efficient_linear",
+        "model_persistence_threshold",
+        "module_granularity_threshold",
+        "offload_optimizer",
+        "offload_param",
+        "overlap_comm",
+        "override_module_apply",
+        "param_persistence_threshold",
+        "parameter_alignment",
+        "pipeline_loading_checkpoint",
+        "prefetch_bucket_size",
+        "reduce_bucket_size",
+        "reduce_scatter",
+        "round_robin_gradients",
+        "save_muon_momentum_buffer_in_memory",
+        "stage",
+        "stage3_allgather_sequential",
+        "stage3_gather_16bit_weights_on_model_save",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_model_persistence_threshold",
+        "stage3_module_granularity_threshold",
+        "stage3_param_persistence_threshold",
+        "stage3_prefetch_bucket_size",
+        "stage3_use_all_reduce_for_fetch_params",
+        "sub_group_size",
+        "use_all_reduce_for_fetch_params",
+        "use_multi_rank_bucket_allreduce",
+        "zenflow",
+        "zero_hpz_partition_size",
+        "zero_quantized_gradients",
+        "zero_quantized_nontrainable_weights",
+        "zero_quantized_weights",
+    }
+)
+"""What DeepSpeed 0.19 takes in `zero_optimization`, without what it calls deprecated."""

@@ -79,13 +79,19 @@ class World:
 def start() -> World:
     """Joins the ranks of the launcher (torchrun or deepspeed), or makes a world of one without a launcher.
 
-    Sets what DeepSpeed reads when it is first imported, so nothing may import it before.
+    Sets what DeepSpeed reads when it is first imported, so nothing may import it before. Raises UserError where the
+    machine has GPUs, but fewer than ranks.
     """
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rank, size = launched_rank(), launched_size()
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"this machine has {torch.cuda.device_count()} GPUs, too few for rank {rank}, its number {local_rank + 1}: "
+            "start at most one rank for each GPU (--nproc_per_node, --num_gpus)"
+        )
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     _quiet()
     if not dist.is_initialized():

@@ -166,5 +166,4 @@ def deepspeed_config(
         "bf16": {"enabled": bf16},
         "zero_optimization": {**bucket, **passed.get("zero_optimization", {})},
         "steps_per_print": 1_000_000_000,
-        "wall_clock_breakdown": passed.get("wall_clock_breakdown", False),
     }

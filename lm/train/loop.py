@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from lm.train.engine import Engine, StepResult
 from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.finish import finish
+from lm.train.flops import StepFlops
 from lm.train.folder import Run, RunFolder
 from lm.train.interrupt import StopRequest
 from lm.train.log import RunLog, require_wandb_login
 from lm.train.manifest import checkpoints, keep_newest
-from lm.train.peak import device_peak, model_flops_utilisation
+from lm.train.peak import device_peak
 from lm.train.progress import Progress
 from lm.train.report import save_report_data
 from lm.train.schedule import learning_rate
@@ -81,14 +82,6 @@ def rows_per_rank(run: Run, ranks: int) -> int:
     return rows // ranks
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What turns tokens per second into model FLOPs utilisation: FLOPs of a token, FLOP/s of all devices."""
-
-    flops_per_token: float
-    peak_flops: float
-
-
 class Training:
     """One run under way."""
 
@@ -104,12 +97,13 @@ class Training:
         self.rows = rows
         self.evaluation: Evaluation | None = None
         self.plan: Plan = run.trainee.plan(run.data.sequence_length, DTYPES[run.train.precision])
-        self.speed = self._speed()
+        self.peak_flops = self._peak_flops()
         torch.manual_seed(run.train.seed)
         with progress.phase("building the model"):
             built = run.trainee.build()
             self.engine = self._engine(built)
         self.counters = Counters(data=prepared.fingerprint, frozen=built.fingerprint)
+        self.step_flops = StepFlops(self.engine.model, self.plan)
 
     def _engine(self, built: Built) -> Engine:
         return Engine(
@@ -122,10 +116,11 @@ class Training:
             lr_factors=built.lr_factors,
         )
 
-    def _speed(self) -> Speed:
+    def _peak_flops(self) -> float:
+        """FLOP/s of all devices together."""
         self.world.barrier()  # so that ranks which share a processor measure their share of it
         peak = device_peak(self.world.device, DTYPES[self.run.train.precision])
-        return Speed(self.plan.training_flops_per_token, float(self.world.sum(torch.tensor(peak.flops))))
+        return float(self.world.sum(torch.tensor(peak.flops)))
 
     def resume(self) -> None:
         """Puts everything where the newest good checkpoint left it; without one, begins."""
@@ -228,7 +223,8 @@ class Training:
             skipped=self.counters.skipped + (not result.applied),
             tokens=self.counters.tokens + self.run.train.global_batch_tokens,
         )
-        return self._record(result, lr, time.perf_counter() - start, loaded - start), result.applied
+        flops = float(self.world.sum(torch.tensor(self.step_flops([batch.lengths for batch in micro_batches]))))
+        return self._record(result, lr, flops, time.perf_counter() - start, loaded - start), result.applied
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows of a step: a pure function of the step."""
@@ -237,9 +233,9 @@ class Training:
         indices = range(first, first + self.rows)
         return [self.prepared.train.rows(indices[begin : begin + size]) for begin in range(0, self.rows, size)]
 
-    def _record(self, result: StepResult, lr: float, seconds: float, data_seconds: float) -> dict[str, Any]:
-        tokens_per_second = self.run.train.global_batch_tokens / seconds
-        speed = self.speed
+    def _record(
+        self, result: StepResult, lr: float, flops: float, seconds: float, data_seconds: float
+    ) -> dict[str, Any]:
         return {
             "step": self.counters.step,
             "loss": result.loss,
@@ -248,8 +244,8 @@ class Training:
             "tokens": self.counters.tokens,
             "targets": result.targets,
             "skipped": self.counters.skipped,
-            "tokens_per_second": tokens_per_second,
-            "mfu": model_flops_utilisation(speed.flops_per_token, tokens_per_second, speed.peak_flops),
+            "tokens_per_second": self.run.train.global_batch_tokens / seconds,
+            "mfu": flops / seconds / self.peak_flops,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
         }

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from lm.errors import did_you_mean
 from lm.options import Options
-from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH
+from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH, REFUSED, SECTIONS, ZERO_KEYS
 
 
 class TrainOptions(Options):
@@ -127,22 +127,30 @@ class DeepSpeedOptions(Options):
 
     @model_validator(mode="after")
     def _passed_through(self) -> DeepSpeedOptions:
-        for key in self.passed_through:
+        for key, value in self.passed_through.items():
             if key in OWNED:
                 raise ValueError(f"'{key}' is set by the trainer: remove it and use {OWNED[key]} instead")
+            if key in REFUSED:
+                raise ValueError(f"remove '{key}': {REFUSED[key]}")
             if key not in PASSED_THROUGH:
                 nearest = did_you_mean(key, ["zero_stage", *sorted(PASSED_THROUGH | OWNED.keys())])
                 owner = next((f" (set it by {ours})" for name, ours in OWNED.items() if f"'{name}'" in nearest), "")
                 raise ValueError(f"DeepSpeed has no setting '{key}'.{nearest}{owner}")
-        zero = self.passed_through.get("zero_optimization", {})
-        if not isinstance(zero, dict):
-            raise ValueError("'zero_optimization' must be a mapping of DeepSpeed's ZeRO settings")
-        self._check_zero(zero)
+            if key in SECTIONS and not isinstance(value, dict):
+                raise ValueError(f"'{key}' must be a mapping of DeepSpeed's settings, not {value!r}")
+        self._check_zero(self.passed_through.get("zero_optimization", {}))
         return self
 
     def _check_zero(self, zero: dict[str, Any]) -> None:
         if "stage" in zero:
             raise ValueError("remove zero_optimization.stage and use deepspeed.zero_stage instead")
+        for key in zero:
+            if key not in ZERO_KEYS:
+                nearest = did_you_mean(str(key), sorted(ZERO_KEYS))
+                raise ValueError(f"DeepSpeed's zero_optimization has no setting '{key}'.{nearest}")
+        for key in ("offload_optimizer", "offload_param", "leaf_module", "zenflow"):
+            if not isinstance(zero.get(key, {}), dict):
+                raise ValueError(f"zero_optimization.{key} must be a mapping, not {zero[key]!r}")
         for key, stage in (("offload_optimizer", 1), ("offload_param", 3)):
             if key in zero and self.zero_stage < stage:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The peak a device could reach, and the share of it that a run does reach (model FLOPs utilisation)."""
+"""The peak a device could reach, against which model FLOPs utilisation is told."""
 
 from __future__ import annotations
 
@@ -96,12 +96,3 @@ def _measure(device: torch.device, dtype: torch.dtype, size: int) -> float:
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def model_flops_utilisation(flops_per_token: float, tokens_per_second: float, peak_flops: float) -> float:
-    """Share of the peak that went into the model's own arithmetic.
-
-    flops_per_token: of one training token, forward and backward, recomputation left out (`lm.plan`).
-    tokens_per_second: over all ranks. peak_flops: FLOP/s of all ranks together.
-    """
-    return flops_per_token * tokens_per_second / peak_flops

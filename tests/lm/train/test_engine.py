@@ -161,5 +161,10 @@ def test_the_engine_starts_from_the_models_own_weights_in_bf16() -> None:
 
 
 def test_settings_that_deepspeed_refuses_are_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="no_such_key"):
-        make_engine(1, "fp32", zero_optimization={"no_such_key": 1})
+    with pytest.raises(UserError, match=r"(?s)ValidationError: .*sub_group_size"):
+        make_engine(1, "fp32", zero_optimization={"sub_group_size": -1})
+
+
+def test_the_optimizers_state_may_lie_in_the_cpus_memory() -> None:
+    found = steps(make_engine(2, "fp32", zero_optimization={"offload_optimizer": {"device": "cpu"}}), 0, 3)
+    assert [result.loss for result in found] == pytest.approx([loss for loss, _ in plain_steps(3)], abs=1e-5)

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from lm.train.peak import data_sheet_peak, device_peak, model_flops_utilisation
+from lm.train.peak import data_sheet_peak, device_peak
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,3 @@ def test_ranks_share_the_cores_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> 
         assert f"CPU, {max(1, 8 // ranks)} x" in device_peak(torch.device("cpu"), torch.float32).source
     monkeypatch.undo()
     assert torch.get_num_threads() == threads
-
-
-def test_utilisation_is_the_share_of_the_peak() -> None:
-    assert model_flops_utilisation(6e9, 1000.0, 12e12) == pytest.approx(0.5)

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH
+from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH, REFUSED, ZERO_KEYS
 from lm.train.options import (
     ConstantSchedule,
     DeepSpeedOptions,
@@ -39,8 +39,32 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(key: str, nearest: 
     assert nearest in str(error.value)
 
 
-def test_no_setting_is_both_passed_and_owned() -> None:
+def test_every_setting_has_one_answer() -> None:
     assert not PASSED_THROUGH & OWNED.keys()
+    assert not REFUSED.keys() & (PASSED_THROUGH | OWNED.keys())
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED))
+def test_a_setting_without_effect_is_refused_with_the_reason(key: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        DeepSpeedOptions.model_validate({key: {}})
+    assert f"remove '{key}': {REFUSED[key]}" in str(error.value)
+
+
+def test_the_zero_settings_are_those_of_the_installed_deepspeed() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = set()
+    for name, field in DeepSpeedZeroConfig.model_fields.items():
+        extra = field.json_schema_extra
+        deprecated = isinstance(extra, dict) and extra.get("deprecated")
+        known |= set() if deprecated else {name, field.alias or name}
+    assert known - {"legacy_stage1"} == ZERO_KEYS  # which DeepSpeed itself refuses
+
+
+def test_a_misspelt_zero_setting_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValidationError, match=r"no setting 'overlap_com'\. Did you mean 'overlap_comm'"):
+        DeepSpeedOptions.model_validate({"zero_optimization": {"overlap_com": True}})
 
 
 @pytest.mark.parametrize(
@@ -51,6 +75,8 @@ def test_no_setting_is_both_passed_and_owned() -> None:
         {"zero_stage": 0, "zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
         {"zero_optimization": {"stage": 2}},
         {"zero_optimization": 2},
+        {"aio": 2},
+        {"zero_stage": 2, "zero_optimization": {"offload_optimizer": "cpu"}},
     ],
 )
 def test_what_the_stage_breaks_is_refused(values: dict[str, object]) -> None:
