@@ -195,7 +195,21 @@ def to_yaml(run: AnyRun) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of run files, for editors."""
-    return TypeAdapter(AnyRun).json_schema()
+    schema = TypeAdapter(AnyRun).json_schema()
+    _require_kinds(schema, schema["$defs"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Braid run file"} | schema
+
+
+def _require_kinds(schema: Any, definitions: dict[str, Any]) -> None:
+    """Makes the key that chooses among classes required: as pydantic reads it, its default never applies there."""
+    if isinstance(schema, dict) and isinstance(schema.get("discriminator"), dict):
+        key = schema["discriminator"]["propertyName"]
+        for reference in schema["discriminator"]["mapping"].values():
+            required = definitions[reference.rpartition("/")[2]].setdefault("required", [])
+            if key not in required:
+                required.insert(0, key)
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _require_kinds(inner, definitions)
 
 
 RunT = TypeVar("RunT", bound=_Sections)

@@ -242,6 +242,17 @@ def test_every_option_is_described_in_the_schema() -> None:
             assert value.get("description") or "const" in value, f"{name}.{key} needs a description"
 
 
+def test_an_editor_refuses_a_section_without_its_kind() -> None:
+    schema = json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["title"] == "Braid run file"
+    for name in ("RatOptions", "AttentionOptions", "BytesOptions", "SentencePieceOptions", "ConstantSchedule"):
+        assert "kind" in schema["$defs"][name]["required"]
+    for name, definition in schema["$defs"].items():
+        assert set(definition.get("required", ())) <= set(definition["properties"]), name
+    assert "kind" not in schema["$defs"]["OptimizerOptions"]["required"]  # nothing to choose among
+
+
 def test_the_tree_is_frozen(minimal: Path) -> None:
     run = load_run_file(minimal)
     assert isinstance(run, RunFile)
