@@ -126,9 +126,10 @@ def _prepare(chosen: argparse.Namespace) -> None:
 
 
 def _schema(chosen: argparse.Namespace) -> None:
+    from lm.option_reference import reference
     from lm.run_file import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    print(reference(json_schema()) if chosen.markdown else json.dumps(json_schema(), indent=2))
 
 
 def _import(chosen: argparse.Namespace) -> None:
@@ -233,8 +234,8 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="makes the draw repeatable")
 
 
-def _no_arguments(parser: argparse.ArgumentParser) -> None:
-    """A verb without arguments."""
+def _schema_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="a reference for people instead")
 
 
 @dataclass(frozen=True)
@@ -292,8 +293,8 @@ VERBS = {
     ),
     "schema": Verb(
         _schema,
-        _no_arguments,
-        "Print the JSON schema of run files, for editors.",
+        _schema_arguments,
+        "Print the JSON schema of run files, for editors, or all keys as a reference.",
         "braid schema > run-file.schema.json",
     ),
 }

@@ -23,10 +23,29 @@ def explain(error: ValidationError, root: type[Options], tree: Tree) -> str:
         if detail["type"] == "too_short" and inside:
             continue  # short only because its entries are wrong, which is said elsewhere
         sentence = _sentence(detail, path, root, holder, expected)
+        place = tree.origin((*path, "kind") if detail["type"] == "union_tag_invalid" else path)
         if detail["type"] == "value_error":
-            path, sentence = _named_first(sentence, path, tree)
-        lines.append(f"{tree.origin(path)}: {dotted(path) + ': ' if path else ''}{sentence}")
+            place, path, sentence = _of_section(sentence, path, tree)
+        said = not path or sentence.startswith(dotted(path))
+        lines.append(f"{place}: {sentence}" if said else f"{place}: {dotted(path)}: {sentence}")
     return "\n".join(lines)
+
+
+def _of_section(sentence: str, section: KeyPath, tree: Tree) -> tuple[str, KeyPath, str]:
+    """Place, key path and sentence of a check that covers a whole section.
+
+    The overrides inside it that the sentence speaks of are the place; without any it is the key named first.
+    """
+    words = set(re.findall(r"[\w-]+", sentence))
+    path, shortened = _named_first(sentence, section, tree)
+    blamed = {
+        key: text
+        for key, text in tree.overrides.items()
+        if key[: len(section)] == section and len(key) > len(section) and str(key[-1]) in words
+    }
+    if not blamed or path in blamed:
+        return tree.origin(path), path, shortened
+    return f"command line, {' '.join(blamed.values())}", section, sentence
 
 
 def _named_first(sentence: str, path: KeyPath, tree: Tree) -> tuple[KeyPath, str]:
@@ -69,14 +88,14 @@ def _sentence(detail: Any, path: KeyPath, root: type[Options], holder: type[Opti
         return f"unknown key.{_nearest(key, holder, root)} Known here: {', '.join(holder.model_fields)}"
     if kind == "missing":
         described = holder.model_fields[str(path[-1])].description
-        return f"missing, and it has no default. {described or ''}".rstrip()
+        return f"missing, and it has no default. {described or ''}{_required(expected)}".rstrip()
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
         return f"given {given!r}; allowed: {context['expected']}.{_near_value(given, context['expected'])}"
     if kind == "union_tag_invalid":
         allowed = context["expected_tags"]
-        return f"given kind {context['tag']!r}; allowed: {allowed}.{_near_value(context['tag'], allowed)}"
+        return f"given kind {context['tag']!r}; allowed: {allowed}.{_near_kind(context['tag'], allowed, expected)}"
     if kind == "union_tag_not_found":
         return f"needs a kind: {', '.join(map(repr, _kinds(expected)))}"
     if _is_options(expected):
@@ -97,6 +116,21 @@ def _nearest(key: str, holder: type[Options], root: type[Options]) -> str:
 def _near_value(given: Any, allowed: str) -> str:
     """`allowed` is pydantic's list of quoted words."""
     return did_you_mean(str(given), re.findall(r"'([^']*)'", allowed))
+
+
+def _near_kind(tag: str, allowed: str, union: Any) -> str:
+    """The nearest kind; for a word that is no kind but a choice within one, how that is written."""
+    for member in map(_bare, get_args(union)):
+        for name, known in member.model_fields.items() if _is_options(member) else ():
+            choice = _bare(known.annotation)
+            if name != "kind" and get_origin(choice) is Literal and tag in get_args(choice):
+                return f" Did you mean kind {next(_kinds(member))} with {name}: {tag}?"
+    return _near_value(tag, allowed)
+
+
+def _required(expected: Any) -> str:
+    keys = [key for key, known in expected.model_fields.items() if known.is_required()] if _is_options(expected) else []
+    return f" Required in it: {', '.join(keys)}" if keys else ""
 
 
 def _bare(annotation: Any) -> Any:

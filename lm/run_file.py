@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,8 @@ from lm.yaml_tree import Tree, dump_tree, key_path, read_tree
 if TYPE_CHECKING:
     from lm.extend.trainee import Extension
     from lm.train.trainee import Trainee
+
+_log = logging.getLogger(__name__)
 
 
 class _Sections(Options):
@@ -132,6 +136,10 @@ def _pretraining(tree: Tree) -> RunFile:
         "vocab_size": given or size,
         "max_position_embeddings": run.model.max_position_embeddings or run.data.sequence_length,
     }
+    unused = [name for name in run.model.mixers if name not in run.model.layer_names]
+    if unused and os.environ.get("RANK", "0") == "0":
+        place = tree.origin(("model", "mixers", unused[0]))
+        _log.warning("%s: model.mixers: %s: not used in model.layers", place, ", ".join(unused))
     return _validated(RunFile, tree.values | {"model": tree.values["model"] | derived}, tree)
 
 
@@ -187,7 +195,21 @@ def to_yaml(run: AnyRun) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of run files, for editors."""
-    return TypeAdapter(AnyRun).json_schema()
+    schema = TypeAdapter(AnyRun).json_schema()
+    _require_kinds(schema, schema["$defs"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Braid run file"} | schema
+
+
+def _require_kinds(schema: Any, definitions: dict[str, Any]) -> None:
+    """Makes the key that chooses among classes required: as pydantic reads it, its default never applies there."""
+    if isinstance(schema, dict) and isinstance(schema.get("discriminator"), dict):
+        key = schema["discriminator"]["propertyName"]
+        for reference in schema["discriminator"]["mapping"].values():
+            required = definitions[reference.rpartition("/")[2]].setdefault("required", [])
+            if key not in required:
+                required.insert(0, key)
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _require_kinds(inner, definitions)
 
 
 RunT = TypeVar("RunT", bound=_Sections)

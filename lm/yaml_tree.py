@@ -187,12 +187,17 @@ def _apply(tree: Tree, override: str) -> None:
 
 
 def _step(place: Any, key: str, where: str, path: list[str | int]) -> str | int:
-    """The key under which `key` is found in `place`: itself, or a list index."""
+    """The key under which `key` is found in `place`: itself, or a list index; the next free one appends a section."""
     parent = dotted(tuple(path)) or "the run file"
     if isinstance(place, dict):
         return key
     if not isinstance(place, list):
         raise UserError(f"{where}: {parent} is the value {place!r}, not a section that holds '{key}'")
-    if not key.isdecimal() or int(key) >= len(place):
-        raise UserError(f"{where}: {parent} is a list of {len(place)}; its entries count from 0, and '{key}' is none")
+    if not key.isdecimal() or int(key) > len(place):
+        raise UserError(
+            f"{where}: {parent} is a list of {len(place)}; its entries count from 0, and '{key}' is none "
+            f"({len(place)} appends one)"
+        )
+    if int(key) == len(place):
+        place.append({})
     return int(key)

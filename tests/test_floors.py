@@ -20,13 +20,14 @@ HF = {"lm.hf", *MODEL}
 TRAIN = {"lm.train", "lm.hf", "lm.plan", "lm.yaml_tree", *MODEL, *DATA}
 EXTEND = {"lm.extend", *TRAIN}
 RUN_FILE = {"lm.run_file", "lm.option_errors", *EXTEND}
-CLI = {"lm.cli", "lm.arguments", "lm.export", "lm.plan_table", *RUN_FILE}
+CLI = {"lm.cli", "lm.arguments", "lm.option_reference", "lm.export", "lm.plan_table", *RUN_FILE}
 FLOORS: dict[str, set[str]] = {
     "kernels": {"kernels"},
     "lm": {"kernels"},
     "lm.errors": set(),
     "lm.options": set(),
     "lm.arguments": {"lm.errors"},
+    "lm.option_reference": set(),
     "lm.pattern": {"lm.errors"},
     "lm.yaml_tree": {"lm.errors"},
     "lm.option_errors": {"lm.yaml_tree", *BASE},

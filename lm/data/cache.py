@@ -3,6 +3,9 @@
 A folder is built under a temporary name, listed in a manifest with sizes and checksums, synced to disk, and then given
 its name by one rename. One process builds while the others wait for its lock, which the system releases when a
 process dies. A folder that no longer agrees with its manifest is built again.
+
+Checksums are read once, by whoever builds the folder or first finds its files changed on disk; then sizes and times
+of change are noted in the folder, and later openings only compare those.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from pathlib import Path
 from lm.errors import UserError
 
 _MANIFEST = "manifest.json"
+_VERIFIED = "verified.json"
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +49,7 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
         try:
             build(temporary)
             _write_manifest(temporary)
+            _note_verified(temporary)
         except BaseException:
             shutil.rmtree(temporary)
             raise
@@ -58,15 +63,23 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a cached folder, in words; None when every file has the size and checksum it was given."""
+    """What is wrong with a cached folder, in words; None when every file has the size and checksum it was given.
+
+    Files that have not changed on disk since they were verified are not read.
+    """
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
         for name, expected in files.items():
             size = (folder / name).stat().st_size
             if size != expected["size"]:
                 return f"{name} has {size} bytes instead of {expected['size']}"
+        if _verified(folder) == _on_disk(folder, [*files, _MANIFEST]):
+            return None
+        for name, expected in files.items():
             if _checksum(folder / name) != expected["sha256"]:
                 return f"{name} has another checksum"
+        with contextlib.suppress(OSError):  # a folder that only others may write is read again each time
+            _note_verified(folder)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
@@ -74,6 +87,27 @@ def damage(folder: Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_MANIFEST} is not readable"
     return None
+
+
+def _verified(folder: Path) -> object:
+    """What `_note_verified` noted; None where nothing readable is."""
+    try:
+        return json.loads((folder / _VERIFIED).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _note_verified(folder: Path) -> None:
+    files = json.loads((folder / _MANIFEST).read_text())["files"]
+    # One rename, for processes that verify at once.
+    own = folder / f".{_VERIFIED}.{os.getpid()}"
+    own.write_text(json.dumps(_on_disk(folder, [*files, _MANIFEST])))
+    own.replace(folder / _VERIFIED)
+
+
+def _on_disk(folder: Path, names: list[str]) -> dict[str, list[int]]:
+    """Size in bytes and time of change in nanoseconds."""
+    return {name: [(status := (folder / name).stat()).st_size, status.st_mtime_ns] for name in names}
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -64,7 +64,8 @@ class SourceOptions(Options):
 
     path: str = Field(
         min_length=1,
-        description="A file, a folder (searched recursively), a glob, or python-stdlib: the .py files of this Python.",
+        description="A file, a folder (searched recursively), a glob without braces, or python-stdlib: the .py files "
+        "of this Python. Kinds: .txt, .md, .py, .jsonl, .parquet; others below a folder are ignored and counted.",
     )
     weight: float = Field(
         default=1.0,

@@ -194,6 +194,8 @@ def _tokenize(
             train.add(kept)
             evaluated.add(held_out)
             report(f"tokenizing {source.options.path}", done, max(done, source.size))
+    if source.ignored:
+        _log.warning("%s.path: '%s': %s.", source.key, source.options.path, source.ignored_in_words())
     if skipped:
         _log.warning("%s.path: skipped %d unreadable items; the first: %s.", source.key, len(skipped), skipped[0])
 

@@ -44,6 +44,8 @@ class Source:
     options: SourceOptions
     files: tuple[TextFile, ...]
     named_by_user: bool
+    ignored: tuple[Path, ...] = ()
+    """What was found beside `files` and is of no kind that can be read."""
 
     @property
     def size(self) -> int:
@@ -56,6 +58,13 @@ class Source:
             "files": [[os.path.abspath(file.path), file.size, file.mtime_ns] for file in self.files],
             "text_field": self.options.text_field,
         }
+
+    def ignored_in_words(self) -> str:
+        """Such as `12 files (7 ignored: .html, .rst)`; nothing where nothing was ignored."""
+        if not self.ignored:
+            return ""
+        kinds = sorted({path.suffix.lower() or "no suffix" for path in self.ignored})
+        return f"{len(self.files)} files ({len(self.ignored)} ignored: {', '.join(kinds)})"
 
     def documents(self, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
         """Every readable, non-empty document; `on_skip` hears of the unreadable ones.
@@ -91,38 +100,47 @@ def find_source(options: SourceOptions, index: int) -> Source:
     key = f"data.sources.{index}"
     path = Path(options.path).expanduser()
     named_by_user = options.path != PYTHON_STDLIB and path.is_file()
-    paths = [path] if named_by_user else _search(options.path, path, key)
+    found = [path] if named_by_user else _search(options.path, path, key)
+    paths = found if named_by_user else [match for match in found if match.suffix.lower() in READERS]
     if not paths:
-        raise UserError(f"{key}.path: '{options.path}' matches no file that can be read; allowed are {_allowed()}.")
+        raise UserError(
+            f"{key}.path: '{options.path}' matches no file that can be read; allowed are {_allowed()}."
+            f"{_braces(options.path)}"
+        )
     if paths[0].suffix.lower() not in READERS:
         raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {_allowed()}.")
-    files = [TextFile(found, status.st_size, status.st_mtime_ns) for found in paths if (status := found.stat())]
-    return Source(key, options, tuple(files), named_by_user)
+    files = [TextFile(path, status.st_size, status.st_mtime_ns) for path in paths if (status := path.stat())]
+    return Source(key, options, tuple(files), named_by_user, tuple(sorted({*found}.difference(paths))))
 
 
 def _search(name: str, path: Path, key: str) -> list[Path]:
-    """Files of a known kind in the standard library, in a folder, or matching a glob."""
+    """The modules of the standard library, or the files of any kind in a folder or matching a glob."""
     if name == PYTHON_STDLIB:
         return _below(Path(sysconfig.get_paths()["stdlib"]), {".py"}, _NOT_THE_STDLIB)
     if path.is_dir():
-        return _below(path, READERS.keys(), set())
+        return _below(path, None, set())
     if glob.has_magic(str(path)):
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-        return [match for match in matches if match.suffix.lower() in READERS and match.is_file()]
-    raise UserError(f"{key}.path: '{name}' does not exist.{_near(path)}")
+        return [match for match in matches if match.is_file()]
+    raise UserError(f"{key}.path: '{name}' does not exist.{_braces(name) or _near(path)}")
 
 
-def _below(root: Path, suffixes: Set[str], without: Set[str]) -> list[Path]:
-    """Files of these kinds ordered by their path below `root`, without hidden ones (.git, .venv) or some folders."""
+def _below(root: Path, suffixes: Set[str] | None, without: Set[str]) -> list[Path]:
+    """Files of these kinds (none: of any) ordered by their path below `root`, without hidden ones (.git) or some
+    folders."""
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in without]
         found += [
             Path(folder, name)
             for name in names
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
+            if (suffixes is None or os.path.splitext(name)[1].lower() in suffixes) and not name.startswith(".")
         ]
     return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix())
+
+
+def _braces(name: str) -> str:
+    return " Braces are not understood: give each kind a source of its own." if "{" in name else ""
 
 
 def _allowed() -> str:

@@ -171,6 +171,64 @@ def test_a_mistake_in_the_file_has_its_line(minimal: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["model.num_attention_heads=5"], "command line, model.num_attention_heads=5: model: hidden_size 64 is not"),
+        (["model.hidden_size=66"], "command line, model.hidden_size=66: model.hidden_size: hidden_size 66 is not"),
+        (
+            ["model.mixers.rat.kind=ratt"],
+            "command line, model.mixers.rat.kind=ratt: model.mixers.rat: given kind 'ratt'",
+        ),
+        (
+            ["model.mixers.rat.qk_groups=3"],
+            "command line, model.mixers.rat.qk_groups=3: model: mixers.rat: qk_groups 3",
+        ),
+        (
+            ["optimizer.schedule.kind=cosine", "optimizer.schedule.warmup_steps=400"],
+            "command line, optimizer.schedule.warmup_steps=400: optimizer.schedule's warmup_steps take 400 steps",
+        ),
+        (
+            ["data.sequence_length=48", "train.global_batch_tokens=100"],
+            "command line, train.global_batch_tokens=100: train.global_batch_tokens is 100, which",
+        ),
+        (["data.sequence_length=48"], "command line, data.sequence_length=48: train.global_batch_tokens is 64, which"),
+    ],
+)
+def test_a_check_across_keys_points_at_the_override_that_broke_it(
+    minimal: Path, overrides: list[str], says: str
+) -> None:
+    assert refusal(minimal, *overrides).startswith(says)
+
+
+def test_a_choice_taken_for_a_kind_is_told_where_it_belongs(minimal: Path) -> None:
+    assert "Did you mean kind sentencepiece with model_type: bpe?" in refusal(minimal, "data.tokenizer={kind: bpe}")
+
+
+def test_a_missing_section_lists_what_it_requires(minimal: Path) -> None:
+    minimal.write_text(MINIMAL.partition("train:")[0] + "optimizer: {lr: 1}")
+    assert refusal(minimal).endswith("Required in it: output_dir, steps, global_batch_tokens")
+
+
+def test_an_unused_mixer_is_remarked_once(minimal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_run_file(minimal, ["model.layers=rat"])
+    (record,) = caplog.records
+    assert record.getMessage() == f"{minimal}:6: model.mixers: local: not used in model.layers"
+    caplog.clear()
+    load_run_file(minimal)
+    assert caplog.records == []
+
+
+def test_a_source_can_be_appended(minimal: Path) -> None:
+    run = load_run_file(
+        minimal, ["data.sources.1.path=more.txt", "data.sources.1.weight=3", "data.sources.2={path: x}"]
+    )
+    assert [(source.path, source.weight) for source in run.data.sources[1:]] == [("more.txt", 3), ("x", 1)]
+    assert "a list of 1; its entries count from 0, and '2' is none (1 appends one)" in refusal(
+        minimal, "data.sources.2.path=x"
+    )
+
+
 def test_a_mistake_in_the_pattern_is_pointed_at(minimal: Path) -> None:
     minimal.write_text(MINIMAL.replace("(rat local)*2", "(rat locl)*2"))
     message = refusal(minimal)
@@ -185,6 +243,17 @@ def test_every_option_is_described_in_the_schema() -> None:
         assert definition.get("description"), f"{name} needs a docstring"
         for key, value in definition["properties"].items():
             assert value.get("description") or "const" in value, f"{name}.{key} needs a description"
+
+
+def test_an_editor_refuses_a_section_without_its_kind() -> None:
+    schema = json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["title"] == "Braid run file"
+    for name in ("RatOptions", "AttentionOptions", "BytesOptions", "SentencePieceOptions", "ConstantSchedule"):
+        assert "kind" in schema["$defs"][name]["required"]
+    for name, definition in schema["$defs"].items():
+        assert set(definition.get("required", ())) <= set(definition["properties"]), name
+    assert "kind" not in schema["$defs"]["OptimizerOptions"]["required"]  # nothing to choose among
 
 
 def test_the_tree_is_frozen(minimal: Path) -> None:

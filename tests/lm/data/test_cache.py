@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lm.data import cache
 from lm.data.cache import cached_folder, damage
 from lm.errors import UserError
 
@@ -58,11 +59,45 @@ def test_a_damaged_folder_is_named_and_built_again(
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
         path.unlink()
+    if path.exists():
+        os.utime(path, (2**31, 2**31))  # clocks of file systems tick slowly: this may be the tick of the build
     with caplog.at_level(logging.WARNING):
         folder = cached_folder(tmp_path, "thing", build)
     assert damage(folder) is None
     assert "thing' is damaged" in caplog.text
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["thing", "thing.lock"]
+
+
+def test_checksums_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cached_folder(tmp_path, "thing", build)
+    read: list[str] = []
+    whole = cache._checksum
+    monkeypatch.setattr(cache, "_checksum", lambda path: read.append(path.name) or whole(path))
+    assert cached_folder(tmp_path, "thing", build_never) == folder
+    assert read == []
+    os.utime(folder / "note", (1, 1))  # changed, for all that can be seen without reading
+    assert damage(folder) is None
+    assert sorted(read) == ["data", "note"]
+    assert damage(folder) is None
+    assert len(read) == 2
+
+
+def test_a_file_cut_short_is_found_though_its_time_is_the_old_one(tmp_path: Path) -> None:
+    note = cached_folder(tmp_path, "thing", build) / "note"
+    before = note.stat()
+    note.write_text("made")
+    os.utime(note, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert damage(note.parent) == "note has 4 bytes instead of 9"
+
+
+@pytest.mark.parametrize("content", [None, "", "[1", "{}"])
+def test_a_lost_note_of_verification_costs_one_reading(tmp_path: Path, content: str | None) -> None:
+    folder = cached_folder(tmp_path, "thing", build)
+    (folder / "verified.json").unlink()
+    if content is not None:
+        (folder / "verified.json").write_text(content)
+    assert cached_folder(tmp_path, "thing", build_never) == folder
+    assert "note" in (folder / "verified.json").read_text()
 
 
 def test_processes_at_once_build_once(tmp_path: Path) -> None:

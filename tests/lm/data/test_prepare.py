@@ -195,6 +195,15 @@ def test_unreadable_files_are_counted_in_one_warning(corpus: Path, caplog: pytes
     assert "bad.txt" in record.message
 
 
+def test_ignored_files_are_counted_once(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (corpus / "page.html").write_text("<p>")
+    with caplog.at_level(logging.WARNING):
+        prepare(options_for(corpus))
+        prepare(options_for(corpus))
+    (record,) = caplog.records
+    assert record.message.endswith("60 files (1 ignored: .html).")
+
+
 def no_text(corpus: Path) -> DataOptions:
     (corpus / "empty.txt").write_text("")
     return options_for(corpus, sources=[{"path": str(corpus / "empty.txt")}])

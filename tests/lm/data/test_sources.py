@@ -91,3 +91,21 @@ def test_nothing_to_read_is_refused_before_reading(tmp_path: Path, name: str, me
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=rf"data\.sources\.0\.path: .*{message}"):
         find(tmp_path / name)
+
+
+def test_files_of_other_kinds_are_counted(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "c.rst", "d.HTML", "e.html", "README", ".hidden.rst"):
+        (tmp_path / name).write_text(name)
+    for path in (tmp_path, tmp_path / "*"):
+        source = find(path)
+        assert [file.path.name for file in source.files] == ["a.txt", "b.md"]
+        assert source.ignored_in_words() == "2 files (4 ignored: .html, .rst, no suffix)"
+    assert find(tmp_path / "a.txt").ignored_in_words() == ""
+    assert find("python-stdlib").ignored_in_words() == ""
+
+
+@pytest.mark.parametrize("name", ["*.{md,txt}", "text.{md,txt}"])
+def test_braces_are_said_not_to_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / "text.txt").write_text("here")
+    with pytest.raises(UserError, match="Braces are not understood"):
+        find(tmp_path / name)
