@@ -100,6 +100,8 @@ def start() -> World:
         # A world of one needs no port, so two runs on one machine cannot collide.
         store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
         dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
+    if size == 1:
+        leave_at_exit()  # nobody to wait for, and threads left behind could abort the interpreter on its way out
     _start_deepspeed()
     patient = dist.new_group(backend="gloo", timeout=WAIT_FOR_RANK_ZERO)
     return World(rank, size, device, patient)
