@@ -38,8 +38,8 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with learning rate 0: the loop sets it before every step.
 
-    The 0 matters: under bf16 without ZeRO, DeepSpeed takes one optimizer step on zero gradients when it starts,
-    which would decay the weights at any other rate.
+    The 0 keeps weights as they are in any step that DeepSpeed takes by itself before the first one of the loop, as it
+    does on zero gradients to allocate the moments under some settings.
     """
     groups = parameter_groups(model, options.weight_decay, lr_factors)
     return torch.optim.AdamW(groups, lr=0.0, betas=options.betas, eps=options.eps, fused=True)
