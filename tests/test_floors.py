@@ -20,7 +20,8 @@ HF = {"lm.hf", *MODEL}
 TRAIN = {"lm.train", "lm.hf", "lm.plan", "lm.yaml_tree", *MODEL, *DATA}
 EXTEND = {"lm.extend", *TRAIN}
 RUN_FILE = {"lm.run_file", "lm.option_errors", *EXTEND}
-CLI = {"lm.cli", "lm.arguments", "lm.option_reference", "lm.export", "lm.plan_table", *RUN_FILE}
+VERBS = {"lm.verbs", "lm.arguments", "lm.option_reference", "lm.export", "lm.plan_table", *RUN_FILE}
+CLI = {"lm.cli", *VERBS}
 FLOORS: dict[str, set[str]] = {
     "kernels": {"kernels"},
     "lm": {"kernels"},
@@ -46,6 +47,7 @@ FLOORS: dict[str, set[str]] = {
     "lm.run_file": RUN_FILE,
     "lm.plan_table": RUN_FILE,
     "lm.export": RUN_FILE,
+    "lm.verbs": VERBS,
     "lm.cli": CLI,
     "lm.__main__": {"lm.cli"},
     "train": {"lm.cli"},

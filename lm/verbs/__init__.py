@@ -1,0 +1,14 @@
+"""The verbs of the `braid` command, by name, in the order of its help."""
+
+from __future__ import annotations
+
+from lm.verbs import models, runs
+from lm.verbs.verb import Verb
+
+__all__ = ["VERBS", "Verb"]
+
+VERBS: dict[str, Verb] = {
+    **{name: runs.VERBS[name] for name in ("train", "plan", "prepare")},
+    **models.VERBS,
+    "schema": runs.VERBS["schema"],
+}

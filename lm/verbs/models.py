@@ -1,0 +1,118 @@
+"""Verbs around a model: import, export, generate, chat. Torch and transformers are imported by those that need them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lm.arguments import above_zero, positive, share
+from lm.errors import UserError
+from lm.verbs.verb import Verb
+
+
+def _import(chosen: argparse.Namespace) -> None:
+    import yaml
+
+    from lm.hf.importing import import_model
+
+    mixers = None
+    if chosen.mixers is not None:
+        path = Path(chosen.mixers)
+        text = path.read_text() if path.suffix in (".yaml", ".yml") and path.is_file() else chosen.mixers
+        try:
+            mixers = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--mixers: {error}") from None
+        if not isinstance(mixers, dict) or not all(isinstance(mixer, dict) for mixer in mixers.values()):
+            raise UserError("--mixers: mixers by name, for example '{rat: {kind: rat, chunk_size: 32}}'")
+    print(import_model(chosen.model, chosen.folder, chosen.layers, mixers, chosen.seed))
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    from lm.export import export_run
+
+    training = export_run(chosen.run_folder, chosen.folder, chosen.adapter_only)
+    print(f"{chosen.folder}: the model after {training.steps:,} steps, {training.tokens:,} tokens")
+
+
+def _generate(chosen: argparse.Namespace) -> None:
+    from lm.hf.generate import Sampling, generate
+
+    generate(chosen.folder, chosen.prompt, Sampling(**_sampling(chosen)))
+
+
+def _chat(chosen: argparse.Namespace) -> None:
+    from lm.hf.generate import Sampling, chat
+
+    chat(chosen.folder, Sampling(**_sampling(chosen)))
+
+
+def _sampling(chosen: argparse.Namespace) -> dict[str, Any]:
+    names = ("max_new_tokens", "greedy", "temperature", "top_p", "seed")
+    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    if chosen.greedy and (drawn := given.keys() & {"temperature", "top_p", "seed"}):
+        raise UserError(
+            f"--greedy takes the likeliest token: leave out {', '.join(_flag(name) for name in sorted(drawn))}"
+        )
+    return given
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a Hub id, or a .gguf file")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the Braid model goes; new or empty")
+    parser.add_argument("--layers", metavar="PATTERN", help="another pattern of as many layers; weights that fit stay")
+    parser.add_argument("--mixers", metavar="YAML", help="mixers of that pattern, as YAML or a .yaml file")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the weights that are new")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the train.output_dir of a run")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the model goes; new, or an earlier export")
+    parser.add_argument("--adapter-only", action="store_true", help="the adapter of an extension without its base")
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    _chat_arguments(parser)
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+
+
+def _chat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a Hugging Face folder or Hub id of any causal model")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="at most so many tokens; 256 if left out")
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--temperature", type=above_zero, metavar="X", help="0.8 if left out")
+    parser.add_argument("--top-p", type=share, metavar="P", help="draw from the likeliest share P; 0.95 if left out")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes the draw repeatable")
+
+
+VERBS = {
+    "import": Verb(
+        _import,
+        _import_arguments,
+        "Turn a Llama, Mistral, Qwen or Gemma 3 model into a Braid model, as it is or with another pattern.",
+        "braid import HuggingFaceTB/SmolLM2-135M hybrid --layers '(rat global)*15'",
+    ),
+    "export": Verb(
+        _export,
+        _export_arguments,
+        "Write the model of a run as a Hugging Face folder that loads with or without braid.",
+        "braid export runs/quickstart quickstart-model",
+    ),
+    "generate": Verb(
+        _generate,
+        _generate_arguments,
+        "Continue a prompt with a trained or imported model.",
+        "braid generate hybrid --prompt 'def main():' --greedy",
+    ),
+    "chat": Verb(
+        _chat,
+        _chat_arguments,
+        "Talk with a model whose tokenizer has a chat template.",
+        "braid chat hybrid --temperature 0.6",
+    ),
+}

@@ -1,0 +1,117 @@
+"""Verbs around a run file: train, plan, prepare, schema. Torch and DeepSpeed are imported by those that need them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm.arguments import positive
+from lm.errors import UserError
+from lm.verbs.verb import Verb
+
+if TYPE_CHECKING:
+    from lm.run_file import AnyRun
+
+
+def _train(chosen: argparse.Namespace) -> None:
+    run = _run_with_its_text(chosen)
+    from lm.train.loop import train  # after the mistakes of the run file, which need not wait for it
+
+    train(run)
+
+
+def _run_with_its_text(chosen: argparse.Namespace) -> AnyRun:
+    from lm.run_file import load_run_file, missing_sources
+
+    run = load_run_file(chosen.config, chosen.overrides)
+    if problems := missing_sources(run, chosen.config, chosen.overrides):
+        raise UserError("\n".join(problems))
+    return run
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    from lm.plan_table import plan_run, print_plan
+    from lm.run_file import load_run_file, missing_sources
+
+    run = load_run_file(chosen.config, chosen.overrides)
+    for problem in missing_sources(run, chosen.config, chosen.overrides):
+        print(f"to mend before training: {problem}", file=sys.stderr)
+    plan, memory = plan_run(run, chosen.world_size)
+    if chosen.json:
+        print(json.dumps(plan.to_json() | {"rank_memory": asdict(memory) | {"total": memory.total}}, indent=2))
+    else:
+        print_plan(run, plan, memory, chosen.world_size)
+
+
+def _prepare(chosen: argparse.Namespace) -> None:
+    run = _run_with_its_text(chosen)
+    from lm.data.prepare import prepare
+
+    prepared = prepare(run.data)
+    print(f"{prepared.statistics.tokens:,} tokens to train on, {prepared.validation_statistics.tokens:,} held out")
+
+
+def _schema(chosen: argparse.Namespace) -> None:
+    from lm.option_reference import reference
+    from lm.run_file import json_schema
+
+    print(reference(json_schema()) if chosen.markdown else json.dumps(json_schema(), indent=2))
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the run file, for example configs/quickstart.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],  # without it argparse says that one is required
+        metavar="key=value",
+        help="changes to it by dotted path, for example train.steps=10",
+    )
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_arguments(parser)
+    # Launchers add this one; ranks read the environment instead.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_arguments(parser)
+    parser.add_argument("--world-size", type=positive, default=1, metavar="N", help="ranks that share the memory")
+    parser.add_argument("--json", action="store_true", help="figures for programs instead of a table")
+
+
+def _schema_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="a reference for people instead")
+
+
+VERBS = {
+    "train": Verb(
+        _train,
+        _train_arguments,
+        "Pretrain a model from a run file; called again, resume.",
+        "braid train configs/quickstart.yaml train.steps=10",
+    ),
+    "plan": Verb(
+        _plan,
+        _plan_arguments,
+        "Print what a run file costs, layer by layer, without training.",
+        "braid plan configs/rat-swa-1.3b.yaml --world-size 16",
+    ),
+    "prepare": Verb(
+        _prepare,
+        _config_arguments,
+        "Train the tokenizer and tokenize the sources ahead of a run.",
+        "braid prepare configs/quickstart.yaml",
+    ),
+    "schema": Verb(
+        _schema,
+        _schema_arguments,
+        "Print the JSON schema of run files, for editors, or all keys as a reference.",
+        "braid schema > run-file.schema.json",
+    ),
+}
