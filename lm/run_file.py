@@ -169,7 +169,7 @@ def missing_sources(run: AnyRun, path: Path | str, overrides: Sequence[str] = ()
     problems = []
     for index, source in enumerate(run.data.sources):
         try:
-            find_source(source, index)
+            find_source(source, f"data.sources.{index}")
         except UserError as error:
             problems.append(_placed(error, tree))
     return problems

@@ -83,7 +83,7 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
     Raises:
         UserError: naming the key, whatever of the sources, the tokenizer, the split or the cache cannot work.
     """
-    sources = [find_source(source, index) for index, source in enumerate(options.sources)]
+    sources = [find_source(source, f"data.sources.{index}") for index, source in enumerate(options.sources)]
     report = progress or (lambda stage, done, total: None)
     tokenizer = existing_tokenizer(options.tokenizer) or _trained_tokenizer(options, sources, report)
     folders = [_tokenized(options, source, tokenizer, report) for source in sources]

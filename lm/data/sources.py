@@ -91,13 +91,13 @@ class Source:
             raise UserError(f"{self.key}.path: '{self.options.path}' holds no readable text{reason}.")
 
 
-def find_source(options: SourceOptions, index: int) -> Source:
-    """The files of entry `index` of `data.sources`, unopened. A folder named python-stdlib is `./python-stdlib`.
+def find_source(options: SourceOptions, key: str) -> Source:
+    """The files that one source names, unopened; `key` is where the user named it. A folder called python-stdlib is
+    `./python-stdlib`.
 
     Raises:
         UserError: nothing is there, or nothing of a supported kind.
     """
-    key = f"data.sources.{index}"
     path = Path(options.path).expanduser()
     named_by_user = options.path != PYTHON_STDLIB and path.is_file()
     found = [path] if named_by_user else _search(options.path, path, key)

@@ -12,7 +12,7 @@ from lm.errors import UserError
 
 
 def find(path: Path | str, **options: str) -> Source:
-    return find_source(SourceOptions.model_validate({"path": str(path), **options}), 0)
+    return find_source(SourceOptions.model_validate({"path": str(path), **options}), "data.sources.0")
 
 
 def texts(source: Source) -> list[str]:

@@ -14,7 +14,7 @@ from lm.data.split import Split
 
 
 def sides(path: Path, validation: ValidationOptions) -> tuple[list[str], list[str]]:
-    source = find_source(SourceOptions(path=str(path)), 0)
+    source = find_source(SourceOptions(path=str(path)), "data.sources.0")
     split = Split.of(source, validation)
     parts = [part for document in source.documents() for part in split.parts(document)]
     return [part.text for part, out in parts if not out], [part.text for part, out in parts if out]
@@ -82,5 +82,5 @@ def test_a_first_try_on_one_file_has_bits_per_byte(tmp_path: Path) -> None:
 def test_what_chance_divides_is_left_to_it(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text("\n".join(json.dumps({"text": str(number)}) for number in range(500)))
-    source = find_source(SourceOptions(path=str(path)), 0)
+    source = find_source(SourceOptions(path=str(path)), "data.sources.0")
     assert Split.of(source, ValidationOptions(fraction=0.1)) == Split(ValidationOptions(fraction=0.1))
