@@ -49,7 +49,11 @@ class RopeOptions(Options):
 class ExtendOptions(Options):
     """The new context and what attention does while training for it."""
 
-    target_length: int = Field(ge=2, description="The new context in tokens; exported as max_position_embeddings.")
+    target_length: int = Field(
+        ge=2,
+        description="The new context in tokens, exported as max_position_embeddings; with rope kind none also the one "
+        "that the base reaches already, for a further stage.",
+    )
     rope: RopeOptions = Field(default=RopeOptions(), description="What the angles of rotary positions become.")
     attention: Literal["shifted_short", "full"] = Field(
         default="shifted_short",

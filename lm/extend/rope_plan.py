@@ -42,12 +42,15 @@ def plan_rope(
 ) -> RopePlan:
     """The rope parameters that carry a model from `covered` tokens to `target_length`.
 
-    parameters: the model's own. rotary_dim: rotated channels of a head.
-    Raises UserError for a target that is no extension, a factor too small for it, and kinds that do not combine.
+    parameters: the model's own. rotary_dim: rotated channels of a head. A target of `covered` itself is a further
+    stage at the same length, for which angles stay as they are.
+    Raises UserError for a target below that, a factor too small for it, and kinds that do not combine.
     """
-    if target_length <= covered:
+    if target_length < covered or (target_length == covered and options.kind != "none"):
+        stay = ", or set extend.rope.kind to none to train on at this length" if target_length == covered else ""
         raise UserError(
-            f"extend.target_length: given {target_length}; the model reaches {covered} tokens already: ask for more"
+            f"extend.target_length: given {target_length}; the model reaches {covered} tokens already: "
+            f"ask for more{stay}"
         )
     growth = options.factor or _growth(options.kind, target_length / covered)
     if covered * growth < target_length and options.kind not in ("theta", "none"):

@@ -92,6 +92,20 @@ def test_a_second_extension_goes_on_from_the_first(kind: str, tmp_path: Path) ->
         planned(twice, 65_536, kind=kind)
 
 
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+def test_a_stage_at_the_same_length_changes_nothing(kind: str, tmp_path: Path) -> None:
+    planned(llama(), 16_384, kind=kind).save_pretrained(tmp_path)
+    first = AutoConfig.from_pretrained(tmp_path)
+    again = planned(first, 16_384, kind="none")
+    assert (again.rope_parameters, again.max_position_embeddings) == (first.rope_parameters, 16_384)
+    twice, once = planned(again, 65_536, kind=kind), planned(first, 65_536, kind=kind)
+    assert twice.rope_parameters == once.rope_parameters, "a later extension counts from the same context"
+    with pytest.raises(UserError, match=r"more, or set extend\.rope\.kind to none"):
+        planned(first, 16_384, kind=kind)
+    with pytest.raises(UserError, match=r"reaches 16384 tokens already: ask for more$"):
+        planned(first, 16_383, kind="none")
+
+
 def test_a_factor_counts_on_top_where_the_length_was_not_raised() -> None:
     published = llama(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0})
     assert covered_context(published.rope_parameters, OLD) == 4 * OLD
