@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.data.options import DataOptions
 from lm.data.prepare import prepare
@@ -18,7 +21,8 @@ from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
 from lm.errors import UserError
 from lm.extend import export as extension_export
 from lm.extend.trainee import Extension
-from lm.hf.export import Training, export_model
+from lm.hf.export import Training, export_model, in_memory
+from lm.hf.tokenizer import fast_tokenizer
 from lm.model.options import ModelOptions
 from lm.run_file import ExtensionFile
 from lm.train import manifest
@@ -30,43 +34,76 @@ from lm.train.trainee import FromScratch
 _log = logging.getLogger(__name__)
 
 
-def export_run(run_folder: Path, target: Path, adapter_only: bool = False) -> Training:
-    """Writes the model of a run, finished or not, into `target`, and returns how far it was trained.
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run's folder holds of its model.
+
+    weights: the trained ones, by the names of a checkpoint.
+    """
+
+    trainee: FromScratch | Extension
+    weights: Mapping[str, Tensor]
+    tokenizer: Tokenizer
+    training: Training
+
+
+def read_run(run_folder: Path) -> TrainedRun:
+    """The model of a run, finished or not.
 
     A finished run gives its final weights; one that goes on, or was stopped, those of its newest good checkpoint.
+
+    Raises:
+        UserError: no run or no weights are there.
+    """
+    folder = RunFolder(run_folder)
+    if not folder.config.is_file():
+        raise UserError(f"{run_folder} is not a run's folder: it has no {folder.config.name}")
+    run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    trainee = _read_trainee(folder.config, run)
+    checkpoint = _newest_good(folder.checkpoints)
+    done = folder.completed_steps
+    if done and (checkpoint is None or manifest.step_of(checkpoint) <= done):
+        training = Training(done, done * run["train"]["global_batch_tokens"])
+        return TrainedRun(trainee, _final_weights(folder.model), load_tokenizer(folder.model), training)
+    if checkpoint is not None:
+        counters = read_counters(checkpoint)
+        tokenizer = _tokenizer(DataOptions.model_validate(run["data"]), counters.data)
+        weights = full_weights(checkpoint, _shapes(trainee))
+        return TrainedRun(trainee, weights, tokenizer, Training(counters.step, counters.tokens))
+    raise UserError(f"{run_folder} has no weights yet: the run has not written a checkpoint")
+
+
+def export_run(run_folder: Path, target: Path, adapter_only: bool = False) -> Training:
+    """Writes the model of a run (see `read_run`) into `target`, and returns how far it was trained.
+
     Adapters on a base are merged into it in fp32, or with `adapter_only` written alone, as peft reads them.
 
     Raises:
         UserError: no run or no weights are there, or `target` holds something that is not an earlier export.
     """
-    folder = RunFolder(run_folder)
-    if not folder.config.is_file():
-        raise UserError(f"{run_folder} is not a run's folder: it has no {folder.config.name}")
     _require_free(target)
-    run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    trainee = _read_trainee(folder.config, run)
-    if adapter_only and isinstance(trainee, FromScratch):
-        raise UserError(f"--adapter-only: the run in {run_folder} has no adapter: it trained a whole model")
-    checkpoint = _newest_good(folder.checkpoints)
-    done = folder.completed_steps
-    if done and (checkpoint is None or manifest.step_of(checkpoint) <= done):
-        weights = _final_weights(folder.model)
-        tokenizer = load_tokenizer(folder.model)
-        training = Training(done, done * run["train"]["global_batch_tokens"])
-    elif checkpoint is not None:
-        weights = full_weights(checkpoint, _shapes(trainee))
-        counters = read_counters(checkpoint)
-        tokenizer = _tokenizer(DataOptions.model_validate(run["data"]), counters.data)
-        training = Training(counters.step, counters.tokens)
-    else:
-        raise UserError(f"{run_folder} has no weights yet: the run has not written a checkpoint")
-    if isinstance(trainee, FromScratch):
-        export_model(target, trainee.options, weights, tokenizer, training)
+    run = read_run(run_folder)
+    if isinstance(run.trainee, Extension):
+        if adapter_only:
+            extension_export.export_adapter(target, run.trainee, run.weights)
+        else:
+            extension_export.export_merged(target, run.trainee, run.weights, run.tokenizer, run.training)
     elif adapter_only:
-        extension_export.export_adapter(target, trainee, weights)
+        raise UserError(f"--adapter-only: the run in {run_folder} has no adapter: it trained a whole model")
     else:
-        extension_export.export_merged(target, trainee, weights, tokenizer, training)
-    return training
+        export_model(target, run.trainee.options, run.weights, run.tokenizer, run.training)
+    return run.training
+
+
+def model_of_run(run: TrainedRun) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer that an export would hold, in memory."""
+    if isinstance(run.trainee, Extension):
+        length = run.trainee.extend.target_length
+        model: PreTrainedModel = extension_export.merged_model(run.trainee, run.weights)
+    else:
+        model = in_memory(run.trainee.options, run.weights, run.tokenizer)
+        length = model.config.max_position_embeddings
+    return model, fast_tokenizer(run.tokenizer, length)
 
 
 def _require_free(target: Path) -> None:

@@ -39,7 +39,7 @@ def read_config(base: BaseOptions) -> PreTrainedConfig:
     else:
         head_dim = None
     try:
-        config = AutoConfig.from_pretrained(**_place(base))
+        config = AutoConfig.from_pretrained(**place(base))
     except (OSError, ValueError) as error:
         raise UserError(f"base.path: {base.path}: {str(error).strip().splitlines()[0]}") from None
     if head_dim is not None:
@@ -91,7 +91,7 @@ def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     model, info = AutoModelForCausalLM.from_pretrained(
-        **_place(base), config=config, dtype=dtype, output_loading_info=True, **extra
+        **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
     )
     if info["missing_keys"]:
         raise UserError(f"base.path: {base.path} lacks the weights {', '.join(sorted(info['missing_keys']))}")
@@ -125,7 +125,7 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
     folder = cache_dir.expanduser() / f"tokenizer-of-{digest([str(own.resolve()), base.revision])}"
     if not (folder / "tokenizer.json").exists():
         try:
-            AutoTokenizer.from_pretrained(**_place(base)).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(**place(base)).save_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"data.tokenizer: {base.path} brings none that can be read ({str(error).strip().splitlines()[0]}): "
@@ -134,7 +134,7 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
     return folder
 
 
-def _place(base: BaseOptions) -> dict[str, Any]:
+def place(base: BaseOptions) -> dict[str, Any]:
     """Where transformers finds the base."""
     path = Path(base.path).expanduser()
     if path.suffix == ".gguf":

@@ -81,7 +81,7 @@ def export_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
         written = Path(name)
-        model = _model(options, weights, tokenizer)
+        model = in_memory(options, weights, tokenizer)
         # Saving imports DeepSpeed, which otherwise prints that it guesses.
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -97,7 +97,8 @@ def export_model(
             shutil.move(path, folder / path.name)
 
 
-def _model(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> BraidForCausalLM:
+def in_memory(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> BraidForCausalLM:
+    """The model that `export_model` writes; it shares the memory of the weights."""
     config = BraidConfig.from_options(
         options,
         bos_token_id=tokenizer.bos_id,

@@ -11,10 +11,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lm.data.sentencepiece_model import model_type
@@ -56,6 +57,13 @@ def save_fast_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> 
     )
     _require_same(fast, tokenizer)
     fast.save_pretrained(folder)
+
+
+def fast_tokenizer(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerBase:
+    """What `save_fast_tokenizer` writes, read again."""
+    with TemporaryDirectory() as folder:
+        save_fast_tokenizer(tokenizer, Path(folder), max_length)
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def _tokenizer_files(folder: Path) -> Iterator[Path]:

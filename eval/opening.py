@@ -1,0 +1,126 @@
+"""From a name to a model under evaluation: run folders, exports, Hugging Face folders and ids, GGUF files, adapters."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from eval.model import Model
+from lm.errors import UserError
+from lm.export import model_of_run, read_run
+from lm.extend import base
+from lm.extend.options import BaseOptions
+from lm.train.report.data import RUN_FILE
+
+ADAPTER_FILE = "adapter_config.json"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def open_model(
+    path: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """The model at `path`, on the GPU where there is one.
+
+    path: the folder of a Braid run (its final weights, or its newest good checkpoint's; adapters merged), a Braid
+    export or any other Hugging Face folder, a .gguf file, a Hub id (at `revision`), or a PEFT adapter whose base is
+    where the adapter says. adapter: a PEFT adapter to be merged into the model at `path`; a config.json beside it is
+    the merged model's. dtype: left out, fp32 on a CPU, and on a GPU what the weights were saved in.
+
+    Raises:
+        UserError: there is no such model, it is no causal language model, or its tokenizer or base is missing.
+    """
+    logging.disable_progress_bar()
+    place = Path(path).expanduser()
+    is_run, is_adapter = (place / RUN_FILE).is_file(), (place / ADAPTER_FILE).is_file()
+    if adapter is not None and (is_run or is_adapter):
+        raise UserError(f"{path}: a run or an adapter, where the base of {adapter} is asked for: name that")
+    if is_run:
+        model, tokenizer = model_of_run(read_run(place))
+        model.to(dtype or torch.float32)
+    elif is_adapter:
+        model, tokenizer = _adapted(_base_of(place), place, dtype)
+    elif adapter is not None:
+        model, tokenizer = _adapted(_options(path, revision), Path(adapter).expanduser(), dtype)
+    else:
+        options = _options(path, revision)
+        model, tokenizer = _load(options, None, dtype), _tokenizer(options)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(f"{path}: its tokenizer has {len(tokenizer)} tokens, but the model embeds only {rows}")
+    name = place.resolve().name if place.exists() else str(path)
+    return Model(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, name)
+
+
+def _options(path: str | Path, revision: str | None = None) -> BaseOptions:
+    if not Path(path).expanduser().exists() and not HUB_ID.fullmatch(str(path)):
+        raise UserError(f"{path}: there is no such file or folder")
+    return BaseOptions(path=str(path), revision=revision)
+
+
+def _base_of(adapter: Path) -> BaseOptions:
+    """Where the adapter says that its base is."""
+    named = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    local = Path(named).expanduser()
+    if not named or (not (local / "config.json").is_file() and not HUB_ID.fullmatch(named)):
+        where = f"it names '{named}', which holds no model" if named else "it names none"
+        raise UserError(f"{adapter} is an adapter without its base ({where}): name the base, and this as its adapter")
+    return BaseOptions(path=named)
+
+
+def _load(options: BaseOptions, config_folder: Path | None, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model; with the configuration in `config_folder` in place of its own, where one is given."""
+    with _mistakes(options.path):
+        config = base.read_config(options)
+        saved = config.dtype if torch.cuda.is_available() else None
+        if config_folder is not None:
+            config = AutoConfig.from_pretrained(config_folder)
+        return base.load(options, config, dtype or saved or torch.float32)
+
+
+def _adapted(
+    options: BaseOptions, adapter: Path, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base with an adapter merged into it."""
+    if not (adapter / ADAPTER_FILE).is_file():
+        raise UserError(f"{adapter} is not an adapter's folder: it has no {ADAPTER_FILE}")
+    model = _load(options, adapter if (adapter / "config.json").is_file() else None, dtype)
+    with _mistakes(f"{adapter} on {options.path}"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    own = (adapter / "tokenizer_config.json").is_file()
+    return merged, _tokenizer(BaseOptions(path=str(adapter)) if own else options)
+
+
+def _tokenizer(options: BaseOptions) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(**base.place(options))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.path} brings no tokenizer that can be read: {_first_line(error)}") from None
+
+
+@contextmanager
+def _mistakes(what: str) -> Iterator[None]:
+    """Says the mistakes of what is loaded by its own name, not by the run file's key for it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).removeprefix("base.path: ")) from None
+    except (OSError, ValueError, RuntimeError, UserWarning) as error:
+        raise UserError(f"{what} cannot be loaded: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

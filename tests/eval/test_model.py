@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from eval.model import Model, batches
+
+NewModel = Callable[..., Model]
+
+
+def rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
+
+
+def direct(model: Model, row: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """By the whole logits of one row alone."""
+    with torch.no_grad():
+        logits = model.model(torch.tensor([row]), use_cache=False).logits[0, :-1].double()
+    targets = torch.tensor(row[1:], dtype=torch.int64)
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return nll.numpy(), (logits.argmax(1) == targets).numpy()
+
+
+def test_scores_are_those_of_the_whole_logits_in_any_batch_and_order(model: Model) -> None:
+    given_rows = rows([9, 1, 70, 2, 33, 70, 700])
+    for tokens in (1, 150, 10_000):
+        model.batch_tokens = tokens
+        found = model.token_scores(given_rows)
+        for row, scores in zip(given_rows, found, strict=True):
+            nll, greedy = direct(model, row)
+            assert scores.nll.dtype == np.float64
+            np.testing.assert_allclose(scores.nll, nll, rtol=1e-5, atol=1e-5)
+            np.testing.assert_array_equal(scores.greedy, greedy)
+    assert found[1].nll.shape == (0,)
+
+
+def test_the_likeliest_tokens_are_greedy(model: Model) -> None:
+    (prompt,) = rows([12])
+    (written,) = model.generate([prompt], 6)
+    scores = model.token_scores([prompt + written])[0]
+    assert scores.greedy[len(prompt) - 1 :].all()
+
+
+def test_a_uniform_model_pays_the_logarithm_of_its_vocabulary(new_model: NewModel) -> None:
+    uniform = new_model("llama", tie_word_embeddings=False)
+    torch.nn.init.zeros_(uniform.model.lm_head.weight)
+    for nll in uniform.token_nll(rows([5, 40])):
+        np.testing.assert_allclose(nll, np.log(258), rtol=1e-6)
+
+
+def test_logits_that_are_more_than_the_head_are_taken_whole(caplog: pytest.LogCaptureFixture, model: Model) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    capped = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, final_logit_softcapping=2.0))
+    gemma = Model(capped, model.tokenizer, "gemma")
+    given_rows = rows([20, 30])
+    with caplog.at_level(logging.WARNING):
+        found = gemma.token_nll(given_rows) + gemma.token_nll(given_rows)
+    assert caplog.text.count("gemma: its logits are more than an output head") == 1
+    for row, nll in zip(given_rows * 2, found, strict=True):
+        np.testing.assert_allclose(nll, direct(gemma, row)[0], rtol=1e-5)
+    caplog.clear()
+    model.token_nll(given_rows)
+    assert not caplog.text
+
+
+def test_logits_of_many_positions_never_exist_at_once(new_model: NewModel) -> None:
+    model = new_model("llama")
+    widest = 0
+
+    def note(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        nonlocal widest
+        widest = max(widest, output.numel() // 258)
+
+    model.token_nll(rows([4]))
+    model.model.lm_head.register_forward_hook(note)
+    model.token_nll(rows([2000, 1500]))
+    assert widest == 512
+
+
+def test_each_prompt_is_continued_as_if_it_were_alone(model: Model) -> None:
+    prompts = rows([5, 17, 1, 30, 9])
+    for tokens in (1, 60, 10_000):
+        model.batch_tokens = tokens
+        found = model.generate(prompts, 8)
+        for prompt, written in zip(prompts, found, strict=True):
+            alone = model.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+            assert written == [id for id in alone.tolist() if id != 257]
+
+
+def test_the_models_own_wish_to_sample_is_not_followed(new_model: NewModel) -> None:
+    plain, wishing = new_model("llama"), new_model("llama").model
+    wishing.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0)
+    other = Model(wishing, plain.tokenizer, "wishing")
+    prompts = rows([8, 8])
+    assert other.generate(prompts, 12) == plain.generate(prompts, 12)
+
+
+def test_text_ends_before_eos_and_before_a_stop_string(new_model: NewModel) -> None:
+    model = new_model("llama")
+    prompts = rows([7, 19, 40])
+    whole = model.generate(prompts, 20)
+    texts = [model.decode(ids) for ids in whole]
+    stop = texts[0][3:5]
+    assert stop
+    for text, ids in zip(texts, model.generate(prompts, 20, stop=[stop, "never written"]), strict=True):
+        assert model.decode(ids) == text.partition(stop)[0]
+
+    ending = Model(model.model, model.tokenizer, "ending")
+    ending._eos = {whole[1][4]}
+    ending.model.generation_config.eos_token_id = [whole[1][4]]
+    expected = whole[1][: whole[1].index(whole[1][4])]
+    assert ending.generate(prompts, 20)[1] == expected
+
+
+def test_bos_is_there_where_asked_and_once(model: Model) -> None:
+    text = "naïve text"
+    ids = list(model.encode(text))
+    assert len(ids) == len(text.encode())
+    assert model.encode(text, bos=True) == [256, *ids]
+    assert model.encode("<s>" + text, bos=True) == [256, *ids]
+    assert model.decode([256, *ids, 257]) == text
+    model.tokenizer.bos_token = None
+    assert model.encode(text, bos=True) == ids
+
+
+def test_a_fingerprint_names_weights_and_configuration(new_model: NewModel) -> None:
+    first, same, other = new_model("llama"), new_model("llama"), new_model("llama", rope_theta=5e5)
+    assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+    changed = new_model("llama")
+    with torch.no_grad():
+        changed.model.lm_head.weight[3, 4] += 1e-3
+    assert changed.fingerprint() != first.fingerprint()
+    assert first.context == 128
+    assert first.device == torch.device("cpu")
+
+
+def test_rows_without_a_token_are_refused(model: Model) -> None:
+    with pytest.raises(ValueError, match="no first token"):
+        model.token_nll([[1, 2], []])
+    with pytest.raises(ValueError, match="no last token"):
+        model.generate([[]], 3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 200))
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], tokens: int) -> None:
+    found = list(batches(lengths, tokens))
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= tokens
