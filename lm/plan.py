@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
 from lm.model.options import ModelOptions
+from lm.model.short_conv import ShortConvolution
 
 BACKWARD_TO_FORWARD = 2  # each product of the forward has two in the backward; nothing is recomputed
 LOGITS_CHUNK = 512  # tokens whose logits the loss holds at a time
@@ -29,8 +30,8 @@ class LayerPlan:
         mixer: Its name in the run file; `kind` is its mechanism and `extent` how far it looks.
         heads, kv_heads: Query heads, and key/value heads that attention really uses.
         parameters: Of mixer, MLP and norms.
-        flops_per_token: Forward FLOPs of the linear layers and of attention, averaged over the tokens of one document
-            of the training length. Norms, activations, rotations and scans are left out.
+        flops_per_token: Forward FLOPs of the linear layers, of attention and of short convolutions, averaged over the
+            tokens of one document of the training length. Norms, activations, rotations and scans are left out.
         cache_bytes: What decoding keeps for this layer and one row after the training length.
         cache_bytes_per_token: What each further token adds to that, averaged over as many tokens again.
         reach: Tokens, itself included, from which the farthest-seeing token can know through all layers up to here.
@@ -144,21 +145,22 @@ def _layer_plans(model: LanguageModel, options: ModelOptions, length: int, dtype
     earliest = documents.position
     pairs: dict[str, int] = {}
     plans = []
-    for name, layer, mixer in zip(options.layer_names, model.model.layers, model.model.mixers, strict=True):
+    for name, layer in zip(options.layer_names, model.model.blocks, strict=True):
+        mixer = layer.mixer
         if name not in pairs:
             pairs[name] = mixer.scored_pairs(documents)
-        earliest = mixer.earliest(documents, earliest)
+        earliest = layer.earliest(documents, earliest)
         attention = 4 * mixer.dimensions.head_dim * pairs[name] / length
-        now, later = (mixer.cache_bytes(tokens, dtype) for tokens in (length, 2 * length))
+        now, later = (layer.cache_bytes(tokens, dtype) for tokens in (length, 2 * length))
         plans.append(
             LayerPlan(
                 mixer=name,
                 kind=mixer.options.kind,
-                extent=mixer.options.extent,
+                extent=mixer.options.sees,
                 heads=mixer.dimensions.num_attention_heads,
                 kv_heads=sum(mixer.visible(documents).kv_heads),
                 parameters=_parameters(layer),
-                flops_per_token=2 * _linear_weights(layer) + attention,
+                flops_per_token=2 * _multiplied_weights(layer) + attention,
                 cache_bytes_per_token=(later - now) / length,
                 cache_bytes=now,
                 reach=int((documents.position - earliest).max()) + 1,
@@ -171,17 +173,20 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _linear_weights(module: nn.Module) -> int:
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+def _multiplied_weights(module: nn.Module) -> int:
+    """Weights that each token is multiplied with, and added up, once."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear | ShortConvolution))
 
 
 def _activations_per_token(model: LanguageModel, options: ModelOptions) -> int:
     """Values that the backward needs per token, roughly: what every linear layer put out, each norm's scaled input and
-    output, attention's output, and the MLP's activation and product. What a mixer keeps beyond that is left out."""
+    output, what goes into and comes out of a short convolution, attention's output, and the MLP's activation and
+    product. What a mixer keeps beyond that is left out."""
     dimensions = options.dimensions
     assert options.intermediate_size is not None
     outputs = sum(part.out_features for part in model.modules() if isinstance(part, nn.Linear))
     norms = sum(2 * part.weight.numel() for part in model.modules() if isinstance(part, nn.RMSNorm))
+    convolutions = sum(2 * part.weight.shape[1] for part in model.modules() if isinstance(part, ShortConvolution))
     attention = dimensions.num_attention_heads * dimensions.head_dim
     mlp = options.intermediate_size * (1 if options.mlp == "gelu" else 2)
-    return outputs + norms + options.num_hidden_layers * (attention + mlp)
+    return outputs + norms + convolutions + options.num_hidden_layers * (attention + mlp)

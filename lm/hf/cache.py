@@ -56,7 +56,7 @@ class BraidCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        return self._model is not None and all(mixer.croppable for mixer in self._model.mixers)
+        return self._model is not None and all(layer.croppable for layer in self._model.blocks)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.columns

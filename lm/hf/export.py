@@ -121,7 +121,7 @@ def _card(name: str, model: BraidForCausalLM, options: ModelOptions, training: T
         parameters=model.num_parameters(),
         layers=options.num_hidden_layers,
         pattern=options.layers,
-        mixers="\n".join(f"| {key} | {mixer.kind} | {mixer.extent} |" for key, mixer in options.mixers.items()),
+        mixers="\n".join(f"| {key} | {mixer.kind} | {mixer.sees} |" for key, mixer in options.mixers.items()),
         tokens=training.tokens,
         steps=training.steps,
         context=model.config.max_position_embeddings,

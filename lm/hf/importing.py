@@ -28,12 +28,13 @@ from lm.hf.modeling import BraidForCausalLM
 from lm.model.block import Block
 from lm.model.mixers import MIXERS
 from lm.model.options import ModelOptions
+from lm.model.short_conv import ShortConvolution
 from lm.pattern import PatternError, expand
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Which weights of one layer's mixer came from the original and which were drawn anew."""
+    """Which weights of one layer's mixer, with its convolution, came from the original and which are new."""
 
     mixer: str
     kept: tuple[str, ...]
@@ -231,6 +232,9 @@ def _assemble(
                 block.mixer = MIXERS[options.mixers[name].kind](options.mixers[name], options.dimensions)
                 block.mixer.init_weights(options.initializer_range)
                 block.mixer.to(dtype)
+            if block.short_conv is not None:
+                block.short_conv = ShortConvolution(options.hidden_size, len(block.short_conv.weight)).to(dtype)
+                new.append("short_conv")
             for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in kept]:
                 del state[key]
             report.append(Layer(name, tuple(kept), tuple(new)))

@@ -18,6 +18,7 @@ from lm.hf.rows import Rows, arrange, real_tokens, restarts
 from lm.model.block import Block
 from lm.model.decoder import DecoderLayers, Head
 from lm.model.mixers import Mixer
+from lm.model.short_conv import ShortConvolution
 
 
 class BraidPreTrainedModel(PreTrainedModel):
@@ -43,11 +44,13 @@ class BraidPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, ShortConvolution):
+            nn.init.zeros_(module.weight)
 
     @property
     def _is_stateful(self) -> bool:
         """Whether drafted tokens cannot be taken back, so that assisted decoding is refused."""
-        return not all(module.croppable for module in self.modules() if isinstance(module, Mixer))
+        return not all(module.croppable for module in self.modules() if isinstance(module, Block))
 
 
 class BraidModel(BraidPreTrainedModel, DecoderLayers):

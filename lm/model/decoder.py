@@ -52,8 +52,7 @@ class DecoderLayers(nn.Module):
 
         wrap: replaces the call of layer i, for activation checkpointing or to look at what goes in.
         """
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Block)
+        for index, layer in enumerate(self.blocks):
             call = layer if wrap is None else wrap(index, layer)
             x = call(x, documents, None if cache is None else cache.layers[index])
         if cache is not None:
@@ -62,13 +61,18 @@ class DecoderLayers(nn.Module):
         return out
 
     @property
+    def blocks(self) -> list[Block]:
+        """The layers, for type checkers too."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    @property
     def mixers(self) -> list[Mixer[Any]]:
         """The mixer of each layer."""
-        return [layer.mixer for layer in self.layers]  # type: ignore[misc]
+        return [layer.mixer for layer in self.blocks]
 
     def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> DecoderCache:
         """An empty cache for `rows` documents."""
-        layers = [mixer.new_cache(rows, dtype, device) for mixer in self.mixers]
+        layers = [layer.new_cache(rows, dtype, device) for layer in self.blocks]
         return DecoderCache(layers, torch.zeros(rows, dtype=torch.int64, device=device))
 
     def crop(self, cache: DecoderCache, seen: Tensor) -> None:
@@ -76,11 +80,11 @@ class DecoderLayers(nn.Module):
 
         A refused cut leaves the cache usable: nothing is overwritten, and `cache.seen` moves last.
         """
-        for index, (mixer, layer) in enumerate(zip(self.mixers, cache.layers, strict=True)):
+        for index, (layer, kept) in enumerate(zip(self.blocks, cache.layers, strict=True)):
             try:
-                mixer.crop(layer, cache.seen, seen)
+                layer.crop(kept, cache.seen, seen)
             except ValueError as error:
-                raise ValueError(f"layer {index} ({mixer.options.kind}): {error}") from None
+                raise ValueError(f"layer {index} ({layer.mixer.options.kind}): {error}") from None
         cache.seen = seen
 
 
@@ -124,14 +128,14 @@ class LanguageModel(nn.Module):
             self.init_weights()
 
     def init_weights(self) -> None:
-        """Draws weights from N(0, initializer_range) with torch's global generator; norms start at 1."""
+        """Draws weights from N(0, initializer_range) with torch's global generator; norms stay 1, convolutions 0."""
         std = self.options.initializer_range
         nn.init.normal_(self.model.embed_tokens.weight, std=std)
         if not self.options.tie_word_embeddings:
             nn.init.normal_(self.lm_head.weight, std=std)
-        for layer, mixer in zip(self.model.layers, self.model.mixers, strict=True):
-            mixer.init_weights(std)
-            for projection in layer.mlp.children():  # type: ignore[union-attr]
+        for layer in self.model.blocks:
+            layer.mixer.init_weights(std)
+            for projection in layer.mlp.children():
                 nn.init.normal_(projection.weight, std=std)  # type: ignore[arg-type]
 
     @overload

@@ -22,10 +22,11 @@ MIXERS: dict[str, Any] = {
     "ls": {"kind": "long_short", "short_heads": 2, "window": 4, "sink": True},
     "s2": {"kind": "shifted_short", "group_size": 12},
     "global": {"kind": "attention"},
+    "conv": {"kind": "attention", "window": 6, "short_conv": 4},
 }
 
 
-def options(layers: str = "rat local ls s2 global", **changes: Any) -> ModelOptions:
+def options(layers: str = "rat local ls s2 global conv", **changes: Any) -> ModelOptions:
     fields: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     return ModelOptions(**{**fields, "mixers": MIXERS, "layers": layers, **changes})
 
@@ -34,7 +35,7 @@ def dense_masks(kind: str) -> Tensor:
     """[heads, queries, keys] bool over tokens, straight from each mechanism's definition."""
     query, key = torch.arange(LENGTH)[:, None], torch.arange(LENGTH)[None]
     causal = key <= query
-    if kind == "local":
+    if kind in ("local", "conv"):
         return (causal & (key > query - 6)).expand(4, -1, -1)
     if kind == "ls":
         short = causal & (key > query - 4)
@@ -43,6 +44,12 @@ def dense_masks(kind: str) -> Tensor:
         halves = [causal & ((key + shift) // 12 == (query + shift) // 12) for shift in (0, 6)]
         return torch.stack([halves[0], halves[0], halves[1], halves[1]])
     return causal.expand(4, -1, -1)
+
+
+def convolved(kind: str) -> Tensor:
+    """[outputs, inputs] bool of what stands before the attention."""
+    query, key = torch.arange(LENGTH)[:, None], torch.arange(LENGTH)[None]
+    return (key <= query) & (key > query - (4 if kind == "conv" else 1))
 
 
 def scored_pairs(kind: str) -> int:
@@ -65,7 +72,7 @@ def test_parameters_are_those_of_the_built_model(tied: bool, mlp: str) -> None:
 
 
 def test_flops_are_those_of_torchs_counter_and_of_the_dense_masks() -> None:
-    model_options = options("rat local ls s2 global rat")
+    model_options = options("rat local ls s2 global rat conv")
     plan = make_plan(model_options, LENGTH)
     model = LanguageModel(model_options)
     with FlopCounterMode(display=False) as counter:
@@ -76,19 +83,22 @@ def test_flops_are_those_of_torchs_counter_and_of_the_dense_masks() -> None:
         inside = [name for name in projections if name.startswith(f"model.layers.{index}.")]
         linear = sum(counts[f"LanguageModel.{name}"] for name in inside)
         attention = 4 * model_options.dimensions.head_dim * scored_pairs(layer.mixer)
-        assert layer.flops_per_token * LENGTH == pytest.approx(linear + attention, rel=1e-12)
+        convolution = 2 * 4 * 32 * LENGTH * (layer.mixer == "conv")  # a product and a sum per weight
+        assert layer.flops_per_token * LENGTH == pytest.approx(linear + attention + convolution, rel=1e-12)
     head = counts["LanguageModel.lm_head"]
     layers = sum(layer.flops_per_token for layer in plan.layers)
     assert plan.flops_per_token == pytest.approx(layers + head / LENGTH, rel=1e-12)
     assert plan.training_flops_per_token == 3 * plan.flops_per_token
 
 
-@pytest.mark.parametrize("layers", ["local*3", "s2*2", "local s2 local", "ls", "rat", "local global"])
+@pytest.mark.parametrize(
+    "layers", ["local*3", "s2*2", "local s2 local", "ls", "rat", "local global", "conv*3", "conv local"]
+)
 def test_reach_is_that_of_the_composed_masks(layers: str) -> None:
     knows = torch.eye(LENGTH, dtype=torch.bool)
     for layer in make_plan(options(layers), LENGTH).layers:
-        sees = dense_masks(layer.mixer).any(dim=0)
-        knows = (sees.float() @ knows.float()) > 0
+        for sees in (convolved(layer.mixer), dense_masks(layer.mixer).any(dim=0)):
+            knows = (sees.float() @ knows.float()) > 0
         farthest = max(query - int(knows[query].nonzero().min()) + 1 for query in range(LENGTH))
         assert layer.reach == farthest
 
@@ -98,6 +108,7 @@ def test_caches_are_counted_at_the_length_and_for_what_a_token_adds() -> None:
     token = 2 * 2 * 8 * 2  # keys and values, 2 key/value heads, head width 8, bf16
     assert (layers["global"].cache_bytes, layers["global"].cache_bytes_per_token) == (LENGTH * token, token)
     assert (layers["local"].cache_bytes, layers["local"].cache_bytes_per_token) == (6 * token, 0)
+    assert (layers["conv"].cache_bytes, layers["conv"].cache_bytes_per_token) == (6 * token + 3 * 32 * 2, 0)
     assert layers["ls"].cache_bytes == (LENGTH + 4) * token // 2
     assert layers["ls"].cache_bytes_per_token == token / 2
     chunk, running = 2 * 32 * 2, 2 * 32 * 4  # RAT keeps all 4 heads; its running state is fp32
@@ -126,7 +137,7 @@ def test_state_memory_follows_the_zero_stage(
     assert found == pytest.approx([plan.parameters * size for size in bytes_per_parameter], abs=1)
 
 
-@pytest.mark.parametrize("layers", ["rat*2", "local*2", "s2 ls", "global*2"])
+@pytest.mark.parametrize("layers", ["rat*2", "local*2", "s2 ls", "global*2", "conv*2"])
 @pytest.mark.parametrize("mlp", ["geglu", "gelu"])
 def test_activations_are_roughly_what_the_backward_keeps(layers: str, mlp: str) -> None:
     length, rows = 256, 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lm.model.cache import MixerCache
@@ -30,14 +31,22 @@ class MixerOptions(Options):
     """Options of one named mixer in a run file; each subclass fixes its `kind`."""
 
     kind: str
+    short_conv: int | None = Field(
+        None, ge=2, description="Width in tokens of a causal convolution per channel before the mixer; none: without."
+    )
 
     def check(self, dimensions: Dimensions) -> None:
         """Raises ValueError, naming the key to change, where these options cannot work in such a model."""
 
     @property
     def extent(self) -> str:
-        """How far one layer looks, for the plan: a window, a chunk, a group."""
+        """How far the mixer looks: a window, a chunk, a group."""
         return "all"
+
+    @property
+    def sees(self) -> str:
+        """How far one layer looks, for the plan: the mixer's extent and the convolution before it."""
+        return self.extent if self.short_conv is None else f"{self.extent}, conv {self.short_conv}"
 
 
 OptionsT = TypeVar("OptionsT", bound=MixerOptions)

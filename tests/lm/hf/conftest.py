@@ -18,8 +18,10 @@ MIXERS = {
     "rat": {"kind": "rat", "chunk_size": 4},
     "s2": {"kind": "shifted_short", "group_size": 6},
     "ls": {"kind": "long_short", "short_heads": 2, "window": 3},
+    "conv": {"kind": "attention", "short_conv": 4},
+    "conv_rat": {"kind": "rat", "chunk_size": 4, "short_conv": 3},
 }
-PATTERNS = {"four": "rat local s2 ls", "rat_local": "(rat local)*2", "global": "global*2"}
+PATTERNS = {"four": "rat local s2 ls", "rat_local": "(rat local)*2", "global": "global*2", "conv": "conv_rat conv"}
 
 
 def make_model(layers: str, **changes: Any) -> BraidForCausalLM:
@@ -39,7 +41,11 @@ def make_model(layers: str, **changes: Any) -> BraidForCausalLM:
         }
         | changes
     )
-    return BraidForCausalLM(config).double().eval()
+    model = BraidForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("short_conv.weight"):  # zeros would hide mistakes
+            torch.nn.init.normal_(parameter, std=0.4)
+    return model.double().eval()
 
 
 @pytest.fixture(params=list(PATTERNS))

@@ -50,7 +50,7 @@ FOUR = {
     "rat": {"kind": "rat", "chunk_size": 4},
     "local": {"kind": "attention", "window": 5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "ls": {"kind": "long_short", "short_heads": 2, "window": 3},
-    "s2": {"kind": "shifted_short", "group_size": 6},
+    "s2": {"kind": "shifted_short", "group_size": 6, "short_conv": 3},
 }
 Bundle = Callable[[], tuple[ModuleType, ModuleType]]
 
@@ -100,6 +100,7 @@ def test_logits_are_those_of_the_sources(bundle: Bundle) -> None:
     configuration, modeling = bundle()
     torch.manual_seed(0)
     ours = BraidForCausalLM(BraidConfig(**FIELDS, mixers=FOUR, layers="rat local ls s2")).eval()
+    torch.nn.init.normal_(ours.model.layers[3].short_conv.weight)
     config = configuration.BraidConfig.from_dict(ours.config.to_dict())
     theirs = modeling.BraidForCausalLM(config).eval()
     theirs.load_state_dict(ours.state_dict())

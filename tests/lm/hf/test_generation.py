@@ -144,7 +144,7 @@ def test_the_cache_grows_as_its_mixers_state(model):
     cache = BraidCache()
     model.generate(PROMPT, past_key_values=cache, **GREEDY)
     tokens = cache.get_seq_length()
-    assert cache.used_bytes == sum(mixer.cache_bytes(tokens, torch.float64) for mixer in model.model.mixers)
+    assert cache.used_bytes == sum(layer.cache_bytes(tokens, torch.float64) for layer in model.model.blocks)
 
 
 @pytest.mark.parametrize("draft", ["assistant_model", "prompt_lookup_num_tokens"])
@@ -155,7 +155,7 @@ def test_drafts_need_layers_that_can_forget(new_model, draft):
         model = new_model(pattern)
         given = {draft: new_model("global", hidden_size=8) if draft == "assistant_model" else 3}
         assert torch.equal(model.generate(prompt, **given, **GREEDY), greedy(model, prompt))
-    for pattern in ("rat global", "local", "ls"):
+    for pattern in ("rat global", "local", "ls", "conv"):
         model = new_model(pattern)
         with pytest.raises(ValueError, match="stateful"):
             model.generate(prompt, **given, **GREEDY)
@@ -165,6 +165,7 @@ def test_what_cannot_be_forgotten_names_its_layer(new_model):
     for pattern, message in (
         ("global rat", r"layer 1 \(rat\)"),
         ("local global", r"layer 0 \(attention\): a window of"),
+        ("global conv", r"layer 1 \(attention\): a short convolution"),
     ):
         model, cache = new_model(pattern), BraidCache()
         model(PROMPT, past_key_values=cache)

@@ -185,6 +185,17 @@ def test_softmax_mixers_take_the_originals_weights(tmp_path):
     torch.testing.assert_close(model(tokens).logits, original(tokens).logits, atol=1e-4, rtol=1e-5)
 
 
+def test_a_convolution_given_to_a_pretrained_model_changes_nothing_yet(tmp_path):
+    original = save_original("llama", tmp_path / "original")
+    mixers = {"conv": {"kind": "attention", "short_conv": 4}}
+    report = import_model(str(tmp_path / "original"), tmp_path / "imported", layers="(conv global)*2", mixers=mixers)
+    assert [layer.new for layer in report.layers] == [("short_conv",), ()] * 2
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "imported")
+    assert model.model.layers[0].short_conv.weight.shape == (4, 32)
+    tokens = torch.randint(2, 97, (1, 40))
+    torch.testing.assert_close(model(tokens).logits, original(tokens).logits, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("layers", "mixers", "message"),
     [

@@ -128,7 +128,7 @@ def test_saved_and_loaded_again(new_model, pattern, tmp_path, tied, shard):
 
 def test_weights_that_a_file_lacks_are_drawn_and_the_others_kept(new_model, tmp_path):
     new_model("global*4").save_pretrained(tmp_path)
-    config = new_model("rat local global*2").config
+    config = new_model("rat local global conv").config
     loaded, info = BraidForCausalLM.from_pretrained(
         tmp_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -137,6 +137,7 @@ def test_weights_that_a_file_lacks_are_drawn_and_the_others_kept(new_model, tmp_
     assert bool(((bias >= 0) & (bias <= torch.tensor(3.0).log() + 1e-6)).all())  # half-lives within chunks of 4
     kept = new_model("global*4").model.layers[0].mixer.o_proj.weight
     assert torch.equal(loaded.model.layers[0].mixer.o_proj.weight, kept)
+    assert not loaded.model.layers[3].short_conv.weight.any()
     assert loaded(TOKENS).logits.isfinite().all()
 
 

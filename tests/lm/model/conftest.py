@@ -48,8 +48,15 @@ MIXERS: dict[str, dict[str, Any]] = {
     "ls_all_short": {"kind": "long_short", "short_heads": 4, "window": 5, "sink": True},
     "ls_all_long": {"kind": "long_short", "short_heads": 0, "window": 5},
 }
+CONVOLVED = {
+    "conv_global": MIXERS["global"] | {"short_conv": 4},
+    "conv_dilated": MIXERS["dilated"] | {"short_conv": 2},
+    "conv_rat": MIXERS["rat"] | {"short_conv": 9},
+    "conv_s2": MIXERS["s2"] | {"short_conv": 3},
+    "conv_ls": MIXERS["ls"] | {"short_conv": 3},
+}
 
-PATTERNS = {name: name for name in MIXERS} | {
+PATTERNS = {name: name for name in (*MIXERS, *CONVOLVED)} | {
     "hybrid_four": "rat local s2 ls",
     "hybrid_deep": "(rat local)*2 global",
     "hybrid_odd": "dilated rat_token ls_all_short nope_sink_norm",
@@ -58,6 +65,7 @@ PATTERNS = {name: name for name in MIXERS} | {
     "hybrid_rat": "rat_token rat_nope local_one",
     "hybrid_rnn": "rat_rnn local nope_sink_norm",
     "hybrid_dilated": "(dilated dilated_all)*2 rat_one",
+    "hybrid_conv": "conv_rat local conv_global",
 }
 CHANGES = {"hybrid_odd": {"output_norms": True, "mlp": "geglu"}}
 
@@ -76,7 +84,7 @@ def make_mixer(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
 def draw_zeros(module: torch.nn.Module) -> None:
     """Gives a value to what starts at zero and would hide mistakes there."""
     for name, parameter in module.named_parameters():
-        if name.endswith((".logit", "q_proj.bias", "k_proj.bias", "v_proj.bias")):
+        if name.endswith((".logit", "q_proj.bias", "k_proj.bias", "v_proj.bias", "short_conv.weight")):
             torch.nn.init.normal_(parameter)
 
 
@@ -91,7 +99,7 @@ def make_model(pattern: str, dtype: torch.dtype = torch.float64, seed: int = 0, 
             "intermediate_size": 24,
             "rope_theta": 100.0,
             "initializer_range": 0.5,
-            "mixers": MIXERS,
+            "mixers": MIXERS | CONVOLVED,
             "layers": PATTERNS.get(pattern, pattern),
         }
         | CHANGES.get(pattern, {})

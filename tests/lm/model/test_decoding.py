@@ -73,7 +73,7 @@ def test_rows_may_pause(check, pattern_name):
 def test_the_cache_takes_the_bytes_its_mixers_state(check, pattern_name):
     for tokens in (1, 7, TOKENS):
         model, cache = check(pattern_name, [tokens], [[tokens]])
-        stated = [mixer.cache_bytes(tokens, torch.float64) for mixer in model.model.mixers]
+        stated = [layer.cache_bytes(tokens, torch.float64) for layer in model.model.blocks]
         assert [layer.used_bytes for layer in cache.layers] == stated
 
 
