@@ -52,10 +52,13 @@ class _FromScratch(Options):
 
 
 class _FromBase(Options):
-    """What an extension trains."""
+    """What a run trains that starts from a pretrained model."""
 
     base: BaseOptions = Field(description="The model to start from.")
-    extend: ExtendOptions = Field(description="How far, over which rotary positions, with which attention.")
+    extend: ExtendOptions | None = Field(
+        default=None,
+        description="How far, over which rotary positions, with which attention; left out: the context stays.",
+    )
     lora: LoraOptions | None = Field(
         default=None, description="Adapters, and what is trained whole beside them; left out: everything is trained."
     )
@@ -84,11 +87,11 @@ class RunFile(_Sections, _FromScratch):
 
 
 class ExtensionFile(_Sections, _FromBase):
-    """One extension of a pretrained model to a longer context: `base`, `extend` and `lora` in place of `model`."""
+    """One run from a pretrained model, to a longer context if it is extended: `base`, `extend`, `lora`, no `model`."""
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
-        if self.data.sequence_length > self.extend.target_length:
+        if self.extend is not None and self.data.sequence_length > self.extend.target_length:
             raise ValueError(
                 f"data.sequence_length {self.data.sequence_length} exceeds extend.target_length "
                 f"{self.extend.target_length}: shorten the rows, or extend further"
@@ -154,7 +157,11 @@ def _extension(tree: Tree) -> ExtensionFile:
         folder = tokenizer_folder(run.base, run.data.cache_dir)
         values = values | {"data": data | {"tokenizer": {"kind": "huggingface", "path": str(folder)}}}
     run = _validated(ExtensionFile, values, tree)
-    run.trainee.check(_vocab_size(run, tree))
+    tokens = _vocab_size(run, tree)
+    try:
+        run.trainee.check(tokens, run.data.sequence_length)
+    except UserError as error:
+        raise UserError(_placed(error, tree)) from None
     return run
 
 

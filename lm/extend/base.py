@@ -25,6 +25,7 @@ from lm.extend import braid_base
 from lm.extend.options import BaseOptions, ExtendOptions
 from lm.extend.rope_plan import ORIGINAL, covered_context, plan_rope
 from lm.hf import BraidConfig
+from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
 
 
@@ -52,20 +53,22 @@ def read_config(base: BaseOptions) -> PreTrainedConfig:
     return config
 
 
-def plan_config(config: PreTrainedConfig, extend: ExtendOptions, *, training: bool) -> PreTrainedConfig:
-    """The configuration of the extended model.
+def plan_config(config: PreTrainedConfig, extend: ExtendOptions | None, *, training: bool) -> PreTrainedConfig:
+    """The configuration of the extended model; without `extend` that of the base.
 
     training: with what only training has, which for Braid's own models are groups in place of global attention.
     Raises UserError, naming the key, for a base or a target that cannot work.
     """
     if isinstance(config, BraidConfig):
-        return braid_base.plan_config(config, extend, training=training)
+        return config if extend is None else braid_base.plan_config(config, extend, training=training)
     _refuse_unhandled(config)
+    if extend is None:
+        return config
     if extend.attention == "shifted_short" and config.num_attention_heads < 2:
         raise UserError("extend.attention: shifted_short needs a base with two attention heads: choose full")
     rope = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    covered = covered_context(rope, config.max_position_embeddings, getattr(config, ORIGINAL, None))
+    covered = context(config)
     plan = plan_rope(
         rope, covered, int(head_dim * rope.get("partial_rotary_factor", 1.0)), extend.rope, extend.target_length
     )
@@ -76,6 +79,14 @@ def plan_config(config: PreTrainedConfig, extend: ExtendOptions, *, training: bo
     planned.rope_parameters = plan.parameters
     planned.validate_rope()
     return planned
+
+
+def context(config: PreTrainedConfig) -> int:
+    """Tokens that the base is made for."""
+    longest = int(config.max_position_embeddings)
+    if isinstance(config, BraidConfig):
+        return longest
+    return covered_context(config.rope_parameters, longest, getattr(config, ORIGINAL, None))
 
 
 def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -146,16 +157,21 @@ def place(base: BaseOptions) -> dict[str, Any]:
 def _refuse_unhandled(config: PreTrainedConfig) -> None:
     """Raises UserError for layers whose attention is not plain causal attention over rotary positions."""
     named = f"base.path: a '{config.model_type}' model"
+    windows_stay = ""
+    if config.model_type in FAMILIES:
+        windows_stay = " `braid import` makes a Braid model of it, whose windows stay as they are."
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if others := sorted(types - {"full_attention"}):
-        raise UserError(f"{named} with layers of type {', '.join(others)} cannot be extended: only full_attention can")
+        raise UserError(
+            f"{named} with layers of type {', '.join(others)} is not handled: only full_attention is.{windows_stay}"
+        )
     if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
         raise UserError(
-            f"{named} with a sliding window of {config.sliding_window} cannot be extended: its layers never see "
-            "further. Clear sliding_window in its config.json to train it with full attention."
+            f"{named} with a sliding window of {config.sliding_window} is not handled: its layers never see further. "
+            f"Clear sliding_window in its config.json to train it with full attention.{windows_stay}"
         )
     if getattr(config, "attention_dropout", 0.0):
         raise UserError(f"{named} with attention_dropout {config.attention_dropout} is not handled: set it to 0")
     rope = getattr(config, "rope_parameters", None)
     if not rope or config.nested_rope_parameter_keys(rope):
-        raise UserError(f"{named} has no single set of rotary positions, so there is nothing to extend")
+        raise UserError(f"{named} has no single set of rotary positions, which is not handled")

@@ -47,7 +47,7 @@ def export_merged(
         export_model(folder, options, dict(model.named_parameters()), tokenizer, training)
         return
     model.save_pretrained(folder)
-    length = extension.extend.target_length
+    length = extension.context
     save_fast_tokenizer(tokenizer, folder, length)
     settings = folder / "tokenizer_config.json"  # a Hugging Face tokenizer is copied with the old length
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": length}, indent=2))

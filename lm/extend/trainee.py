@@ -1,4 +1,4 @@
-"""An extension as the training loop sees it: planned from the base's configuration, built from its weights."""
+"""A pretrained model as the training loop sees it: planned from its configuration, built from its weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from lm.data.tokenizers import Tokenizer
+from lm.errors import UserError
 from lm.extend import base
 from lm.extend.adapters import add_adapters, learning_rate_factors
 from lm.extend.model import extended, fingerprint
@@ -25,13 +26,14 @@ from lm.train.trainee import Built
 
 @dataclass(frozen=True)
 class Extension:
-    """A pretrained model that learns a longer context.
+    """A pretrained model that learns a longer context, or just goes on learning.
 
-    lora: None trains everything. dtype: of the frozen weights and of the arithmetic. lr: the run's peak learning rate.
+    extend: None leaves context and attention as the base has them. lora: None trains everything. dtype: of the frozen
+    weights and of the arithmetic. lr: the run's peak learning rate.
     """
 
     base: BaseOptions
-    extend: ExtendOptions
+    extend: ExtendOptions | None
     lora: LoraOptions | None
     dtype: torch.dtype
     lr: float
@@ -41,20 +43,38 @@ class Extension:
         """The base's own configuration."""
         return base.read_config(self.base)
 
-    def check(self, tokens: int) -> None:
-        """Raises UserError for what cannot work, before data or weights are read. tokens: of the run's tokenizer."""
+    @property
+    def context(self) -> int:
+        """Tokens that the trained model is made for."""
+        return base.context(self.config) if self.extend is None else self.extend.target_length
+
+    @property
+    def group_size(self) -> int | None:
+        """Of S2 while training; None where layers attend as the base's do."""
+        return None if self.extend is None else self.extend.group_size
+
+    def check(self, tokens: int, sequence_length: int) -> None:
+        """Raises UserError for what cannot work, before data or weights are read.
+
+        tokens: of the run's tokenizer. sequence_length: of its rows.
+        """
         base.check_quantization(self.base)
         base.check_vocabulary(self.config, tokens)
         base.plan_config(self.config, self.extend, training=True)
+        if sequence_length > self.context:
+            raise UserError(
+                f"data.sequence_length: {sequence_length} exceeds the base's context of {self.context}: shorten the "
+                "rows, or extend further with an extend section"
+            )
 
     def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
         config = base.plan_config(self.config, self.extend, training=True)
-        return plan_extension(config, self.extend.group_size, self.lora, sequence_length, dtype)
+        return plan_extension(config, self.group_size, self.lora, sequence_length, dtype)
 
     def build(self) -> Built:
         config = base.plan_config(self.config, self.extend, training=True)
         model = base.load(self.base, config, self.dtype)
-        result = extended(model, self.extend.group_size)
+        result = extended(model, self.group_size)
         if self.lora is None:
             model.requires_grad_(True)
             return Built(result)

@@ -26,7 +26,7 @@ def extension(folder: Path | str, target: int = 512, **base: object) -> Extensio
 def refusal(config: PreTrainedConfig, folder: Path, target: int = 512, tokens: int = 10) -> str:
     config.save_pretrained(folder)
     with pytest.raises(UserError) as error:
-        extension(folder, target).check(tokens)
+        extension(folder, target).check(tokens, 8)
     return str(error.value)
 
 
@@ -35,7 +35,10 @@ def refusal(config: PreTrainedConfig, folder: Path, target: int = 512, tokens: i
     [
         (BertConfig(**SMALL, architectures=["BertForMaskedLM"]), "not a causal language model but BertForMaskedLM"),
         (T5Config(), "not a causal language model but t5"),
-        (GPT2Config(n_embd=32, n_head=4, n_layer=2), "'gpt2' model has no single set of rotary positions"),
+        (
+            GPT2Config(n_embd=32, n_head=4, n_layer=2, attn_pdrop=0.0),
+            "'gpt2' model has no single set of rotary positions",
+        ),
         (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=128), "sliding window of 128"),
         (
             Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1),
@@ -52,7 +55,7 @@ def test_models_of_other_kinds_are_refused_by_name(config: PreTrainedConfig, mes
 def test_a_mistral_without_a_window_is_extended(tmp_path: Path) -> None:
     config = MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=None, max_position_embeddings=64)
     config.save_pretrained(tmp_path)
-    extension(tmp_path).check(10)
+    extension(tmp_path).check(10, 8)
 
 
 def test_targets_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -64,13 +67,13 @@ def test_targets_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path) -> N
 def test_places_without_a_model_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path / "none.gguf", tmp_path):
         with pytest.raises(UserError, match=rf"base.path: .*{path.name}"):
-            extension(path).check(10)
+            extension(path).check(10, 8)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_four_bits_need_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"base\.quantization: nf4 needs a GPU and the package bitsandbytes"):
-        extension(tmp_path, quantization="nf4").check(10)
+        extension(tmp_path, quantization="nf4").check(10, 8)
 
 
 def test_the_tokenizer_of_a_base_is_its_own_folder_where_it_has_one(tmp_path: Path) -> None:
