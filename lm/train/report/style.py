@@ -49,6 +49,12 @@ svg.bars { font-size: 16px; }
 svg .plain rect { fill: var(--soft); opacity: 0.45; }
 svg .strong rect { fill: var(--c0); }
 svg .strong text { font-weight: 650; }
+svg.heat rect { fill: var(--c0); }
+svg.heat .none rect { fill: none; stroke: var(--rule); }
+svg.heat .none text { fill: var(--soft); }
+svg.heat .high text { fill: var(--card); }
+.ramp { width: 64px; height: 12px; align-self: center; border-radius: 2px; border: 1px solid var(--rule);
+  background: linear-gradient(to right, transparent, var(--c0)); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
