@@ -1,10 +1,4 @@
-"""Rows of tokens for the model, cut from token stores.
-
-A store is the concatenation of its documents, `[bos] text [eos]` each. Row j is tokens jT .. jT+T-1 with the tokens
-one further as targets, so rows overlap by one token and every token of a document but its bos is a target exactly
-once per epoch. A target never crosses a document: where the next token belongs to another one, it is masked. The
-last row of an epoch is filled up with a masked document of its own.
-"""
+"""Batches for the model: any rows of the run, from any of its stores."""
 
 from __future__ import annotations
 
@@ -15,10 +9,8 @@ import numpy as np
 import torch
 
 from lm.data.order import Order
+from lm.data.rows import PADDING_DOCUMENT, rows_of
 from lm.data.store import TokenStore
-
-IGNORED = -100
-PADDING_DOCUMENT = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +20,7 @@ class Batch:
     Attributes:
         tokens: [B, T] int64.
         targets: [B, T] int64, the next token, or -100 where there is none to predict.
-        lengths: lengths of the documents in the flat stream, in order; they sum to B*T. A row's start begins a
-            document: one cut by a row end is two.
+        lengths: lengths of the documents in the flat stream, in order; they sum to B*T. A row's start begins one.
         document_ids: for each length, the number of its document among all sources' documents, -1 for padding.
     """
 
@@ -46,6 +37,7 @@ class Batches:
         self.stores = tuple(stores)
         self.order = order
         self.sequence_length = sequence_length
+        self._rows = [rows_of(store, sequence_length) for store in stores]
         first_documents = np.cumsum([0, *(store.num_documents for store in stores)])
         self._first_document = [int(first) for first in first_documents[:-1]]
 
@@ -57,38 +49,8 @@ class Batches:
         lengths: list[int] = []
         document_ids: list[int] = []
         for number, place in enumerate(places):
-            row_lengths, documents = self._fill(self.stores[place.source], place.row, tokens[number], targets[number])
+            row_lengths, documents = self._rows[place.source].fill(place.row, tokens[number], targets[number])
             first = self._first_document[place.source]
             lengths += row_lengths
             document_ids += [first + document if document >= 0 else PADDING_DOCUMENT for document in documents]
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), lengths, document_ids)
-
-    def _fill(
-        self, store: TokenStore, row: int, tokens: np.ndarray, targets: np.ndarray
-    ) -> tuple[list[int], list[int]]:
-        """Writes one row in place; returns its documents' lengths and their numbers in the store."""
-        start = row * self.sequence_length
-        stop = min(start + self.sequence_length, store.num_tokens)
-        filled = stop - start
-        window = store.tokens[start : stop + 1]
-        tokens[:filled] = window[:filled]
-        tokens[filled:] = store.tokens[-1]
-        targets[: len(window) - 1] = window[1:]
-        targets[len(window) - 1 :] = IGNORED
-
-        first = int(np.searchsorted(store.offsets, start, side="right")) - 1
-        last = int(np.searchsorted(store.offsets, stop, side="left"))
-        bounds = store.offsets[first : last + 1].clip(start, stop) - start
-        ends = store.offsets[first + 1 : last + 1]
-        targets[ends[ends <= stop] - 1 - start] = IGNORED
-        lengths = np.diff(bounds).tolist()
-        documents = list(range(first, last))
-        if filled < self.sequence_length:
-            lengths.append(self.sequence_length - filled)
-            documents.append(PADDING_DOCUMENT)
-        return lengths, documents
-
-
-def rows_per_epoch(store: TokenStore, sequence_length: int) -> int:
-    """Rows that cover every target of a store once."""
-    return -(-(store.num_tokens - 1) // sequence_length)

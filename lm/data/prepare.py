@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lm.data.batches import Batches, rows_per_epoch
+from lm.data.batches import Batches
 from lm.data.cache import cached_folder, contents
 from lm.data.fingerprint import digest
 from lm.data.options import DataOptions, SentencePieceOptions, ValidationOptions
 from lm.data.order import SequentialOrder, ShuffledOrder
 from lm.data.readers import Document, Unreadable
+from lm.data.rows import rows_of
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import Source, find_source
 from lm.data.split import Split
@@ -28,7 +29,7 @@ from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
 from lm.errors import UserError
 
 # Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
-_FORMAT = 3
+_FORMAT = 4
 _ENCODE_BYTES = 4_000_000
 _log = logging.getLogger(__name__)
 
@@ -95,13 +96,13 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
                 f"data.validation.fraction: {options.validation.fraction} holds out all of {source.key}, "
                 f"'{source.options.path}': its documents are all equal. Add text, or set data.validation.fraction=0."
             )
-    rows = [rows_per_epoch(store, options.sequence_length) for store in train]
+    rows = [len(rows_of(store, options.sequence_length)) for store in train]
     weights = [source.weight for source in options.sources]
     made_of = [contents(folder) for folder in folders]
     return Prepared(
         tokenizer=tokenizer,
         train=Batches(train, ShuffledOrder(rows, weights, options.seed), options.sequence_length),
-        validation=_validation(options, sources, train, held_out, tokenizer),
+        validation=_validation(options, sources, train, held_out),
         fingerprint=digest([_FORMAT, tokenizer.fingerprint, made_of, weights, options.sequence_length, options.seed]),
         statistics=Statistics.of(train),
         validation_statistics=Statistics.of(held_out),
@@ -113,7 +114,6 @@ def _validation(
     sources: list[Source],
     train: list[TokenStore],
     held_out: list[TokenStore],
-    tokenizer: Tokenizer,
 ) -> Validation | None:
     if options.validation.fraction == 0:
         return None
@@ -129,12 +129,12 @@ def _validation(
             f"data.validation.max_bytes: {options.validation.max_bytes} is less than every document takes; set "
             f"{shortest} or more, leave it out, or set data.validation.fraction=0 to train without validation."
         )
-    order = SequentialOrder([rows_per_epoch(store, options.sequence_length) for store in stores])
+    order = SequentialOrder([len(rows_of(store, options.sequence_length)) for store in stores])
     return Validation(
         batches=Batches(stores, order, options.sequence_length),
         num_rows=len(order),
         num_bytes=sum(store.num_bytes for store in stores),
-        unigram_bits_per_byte=unigram_bits_per_byte(train, stores, tokenizer.bos_id),
+        unigram_bits_per_byte=unigram_bits_per_byte(train, stores),
     )
 
 

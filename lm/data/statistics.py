@@ -12,10 +12,14 @@ from lm.data.store import TokenStore
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts over one or more stores; `tokens` includes bos and eos, `bytes` is UTF-8."""
+    """Counts over one or more stores.
+
+    tokens: bos and eos included. targets: of these, how many are predicted. bytes: UTF-8 that the predicted ones spell.
+    """
 
     documents: int
     tokens: int
+    targets: int
     bytes: int
 
     @classmethod
@@ -24,25 +28,23 @@ class Statistics:
         return cls(
             documents=sum(store.num_documents for store in stores),
             tokens=sum(store.num_tokens for store in stores),
+            targets=sum(store.num_targets for store in stores),
             bytes=sum(store.num_bytes for store in stores),
         )
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token of text, bos and eos not counted."""
-        return self.bytes / max(1, self.tokens - 2 * self.documents)
+        """Bytes of predicted text per predicted token, one eos for each document not counted."""
+        return self.bytes / max(1, self.targets - self.documents)
 
 
-def unigram_bits_per_byte(train: Sequence[TokenStore], held_out: Sequence[TokenStore], bos_id: int) -> float:
-    """Bits per byte that the held-out targets cost under the training text's token frequencies.
+def unigram_bits_per_byte(train: Sequence[TokenStore], held_out: Sequence[TokenStore]) -> float:
+    """Bits per byte that the held-out targets cost under the frequencies of training's targets.
 
     This is what a model that ignores all context reaches. Frequencies get one added to each count, so that a token
-    never seen in training has a price; bos is no target and is left out of both.
+    never seen in training has a price.
     """
     seen = np.sum([store.counts for store in train], axis=0) + 1
     wanted = np.sum([store.counts for store in held_out], axis=0)
-    # Every document begins with one bos; more occurrences than that are the same id used as eos, which is a target.
-    seen[bos_id] -= sum(store.num_documents for store in train)
-    wanted[bos_id] -= sum(store.num_documents for store in held_out)
     bits = -wanted @ np.log2(seen / seen.sum())
     return float(bits / sum(store.num_bytes for store in held_out))

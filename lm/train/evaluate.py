@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lm.data.batches import IGNORED
 from lm.data.prepare import Validation
+from lm.data.rows import IGNORED
 from lm.model.documents import Documents
 from lm.train.engine import Engine
 from lm.train.evaluation import Evaluation, loss_by_position
@@ -61,6 +61,5 @@ def forwards(rows: list[int], size: int, rank: int, ranks: int) -> list[tuple[li
 
 
 def bytes_per_target(validation: Validation) -> float:
-    """UTF-8 bytes of held-out text for each target: every token of a document but its first is one once."""
-    stores = validation.batches.stores
-    return validation.num_bytes / sum(store.num_tokens - store.num_documents for store in stores)
+    """UTF-8 bytes of held-out text for each target."""
+    return validation.num_bytes / sum(store.num_targets for store in validation.batches.stores)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.batches import IGNORED, PADDING_DOCUMENT, Batch, Batches, rows_per_epoch
+from lm.data.batches import Batch, Batches
 from lm.data.order import SequentialOrder, ShuffledOrder
 from lm.data.readers import Document
+from lm.data.rows import IGNORED, PADDING_DOCUMENT, rows_of
 from lm.data.store import StoreWriter, TokenStore
 from lm.data.tokenizers import BytesTokenizer
 
@@ -27,7 +28,7 @@ def store_of(texts: list[str]) -> TokenStore:
 
 def epoch(texts: list[str], sequence_length: int) -> Batch:
     store = store_of(texts)
-    rows = rows_per_epoch(store, sequence_length)
+    rows = len(rows_of(store, sequence_length))
     return Batches([store], SequentialOrder([rows]), sequence_length).rows(range(rows))
 
 
@@ -72,7 +73,7 @@ def test_a_row_start_begins_a_document(texts: list[str], sequence_length: int) -
 
 def training_batches(seed: int = 0) -> Batches:
     stores = [store_of(["abcabc" * 9, "b" * 31]), store_of(["c" * 50, "a", "bb" * 8])]
-    rows = [rows_per_epoch(store, 8) for store in stores]
+    rows = [len(rows_of(store, 8)) for store in stores]
     return Batches(stores, ShuffledOrder(rows, [2, 1], seed), 8)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from lm.data.batches import IGNORED
 from lm.data.options import DataOptions
 from lm.data.prepare import Prepared, prepare
+from lm.data.rows import IGNORED
 from lm.errors import UserError
 
 fork = multiprocessing.get_context("fork")

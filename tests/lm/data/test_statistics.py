@@ -29,12 +29,12 @@ def test_unigram_bits_are_the_cross_entropy_of_add_one_frequencies(tmp_path: Pat
         "z": -math.log2(1 / total),
         "eos": -math.log2(4 / total),
     }
-    assert unigram_bits_per_byte(train, held_out, BytesTokenizer.bos_id) == pytest.approx(sum(price.values()) / 3)
+    assert unigram_bits_per_byte(train, held_out) == pytest.approx(sum(price.values()) / 3)
 
 
 def test_counts_add_up_over_stores(tmp_path: Path) -> None:
     stores = [store_of(tmp_path / "a", ["aab", "ab"]), store_of(tmp_path / "b", ["\u00e4"])]
     statistics = Statistics.of(stores)
-    assert (statistics.documents, statistics.tokens, statistics.bytes) == (3, 13, 7)
+    assert (statistics.documents, statistics.tokens, statistics.targets, statistics.bytes) == (3, 13, 10, 7)
     assert statistics.bytes_per_token == 1
     assert Statistics.of([]).bytes_per_token == 0

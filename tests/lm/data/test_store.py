@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data.readers import Document
-from lm.data.store import StoreWriter, TokenStore
+from lm.data.store import StoreWriter, TargetedDocument, TokenStore
 from lm.data.tokenizers import BytesTokenizer
 
 texts = st.lists(st.text(min_size=1, max_size=20), max_size=10)
@@ -32,4 +32,31 @@ def test_documents_come_back(tmp_path_factory, additions: list[list[str]], keep_
     assert store.document_bytes.tolist() == [len(text.encode()) for text in written]
     assert store.num_bytes == len("".join(written).encode())
     assert store.text.tobytes() == ("".join(written).encode() if keep_text else b"")
-    assert store.counts.tolist() == np.bincount(store.tokens, minlength=tokenizer.vocab_size).tolist()
+    assert store.counts.sum() == store.num_targets == store.num_tokens - store.num_documents
+    assert store.counts[tokenizer.eos_id] == store.num_documents
+    assert store.counts[tokenizer.bos_id] == len(store.targets) == 0
+
+
+@given(
+    additions=st.lists(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), max_size=4), max_size=3),
+    keep_text=st.booleans(),
+)
+@settings(deadline=None, max_examples=40)
+def test_targeted_documents_come_back(tmp_path_factory, additions: list[list[list[bool]]], keep_text: bool) -> None:
+    folder: Path = tmp_path_factory.mktemp("stores") / "store"
+    documents = [
+        [TargetedDocument(np.arange(len(mask) + 1, dtype=np.uint32), np.array([False, *mask]), b"xy") for mask in masks]
+        for masks in additions
+    ]
+    with StoreWriter(folder, BytesTokenizer(), keep_text) as writer:
+        for addition in documents:
+            writer.add_targeted(addition)
+    store = TokenStore(folder)
+    written = [document for addition in documents for document in addition]
+    for number, document in enumerate(written):
+        place = slice(store.offsets[number], store.offsets[number + 1])
+        assert store.tokens[place].tolist() == document.tokens.tolist()
+        assert store.targets[place].tolist() == document.targets.tolist()
+    assert store.counts.tolist() == np.bincount(store.tokens[store.targets], minlength=258).tolist()
+    assert store.num_bytes == 2 * len(written)
+    assert store.text.tobytes() == (b"xy" * len(written) if keep_text else b"")

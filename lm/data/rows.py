@@ -1,0 +1,112 @@
+"""How documents fill rows of tokens: text as one stream cut at row ends, documents with targets of their own whole.
+
+A row is T tokens to read and the T tokens to predict, one further each. A target never crosses a document, and what is
+left of a row is filled up with a masked document of its own.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from lm.data.store import TokenStore
+
+IGNORED = -100
+PADDING_DOCUMENT = -1
+
+
+class Rows(Protocol):
+    """The rows of one epoch of a store."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
+        """Writes one row into `tokens` and `targets` [T] int64, -100 where there is nothing to predict.
+
+        Returns the lengths of its documents, which sum to T, and their numbers in the store, -1 for padding.
+        """
+
+
+def rows_of(store: TokenStore, sequence_length: int) -> Rows:
+    """The rows of a store, by what it holds."""
+    return WholeRows(store, sequence_length) if len(store.targets) else StreamRows(store, sequence_length)
+
+
+class StreamRows:
+    """Row j is tokens jT .. jT+T-1 of all documents one after another.
+
+    Rows overlap by the one token that is predicted last, so every token of a document but its first is a target exactly
+    once per epoch. A row's start begins a document: one cut by a row end is two.
+    """
+
+    def __init__(self, store: TokenStore, sequence_length: int) -> None:
+        self.store = store
+        self.sequence_length = sequence_length
+
+    def __len__(self) -> int:
+        return -(-(self.store.num_tokens - 1) // self.sequence_length)
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
+        store = self.store
+        start = row * self.sequence_length
+        stop = min(start + self.sequence_length, store.num_tokens)
+        filled = stop - start
+        window = store.tokens[start : stop + 1]
+        tokens[:filled] = window[:filled]
+        targets[: len(window) - 1] = window[1:]
+        targets[len(window) - 1 :] = IGNORED
+
+        first = int(np.searchsorted(store.offsets, start, side="right")) - 1
+        last = int(np.searchsorted(store.offsets, stop, side="left"))
+        bounds = store.offsets[first : last + 1].clip(start, stop) - start
+        ends = store.offsets[first + 1 : last + 1]
+        targets[ends[ends <= stop] - 1 - start] = IGNORED
+        return _filled_up(store, tokens, np.diff(bounds).tolist(), list(range(first, last)))
+
+
+class WholeRows:
+    """Whole documents in stored order, as many in a row as fit; none may be longer than a row and a token.
+
+    The last token of a document is only predicted, the first only read.
+    """
+
+    def __init__(self, store: TokenStore, sequence_length: int) -> None:
+        self.store = store
+        # Document d is read from place[d] to place[d + 1] of what all rows read.
+        place = store.offsets - np.arange(len(store.offsets))
+        self._first = [0]
+        while (document := self._first[-1]) < store.num_documents:
+            end = int(np.searchsorted(place, place[document] + sequence_length, side="right")) - 1
+            if end == document:
+                raise ValueError(f"document {document} has more than {sequence_length} + 1 tokens")
+            self._first.append(end)
+
+    def __len__(self) -> int:
+        return len(self._first) - 1
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
+        store = self.store
+        first, last = self._first[row], self._first[row + 1]
+        bounds = store.offsets[first : last + 1]
+        targets[:] = IGNORED
+        filled = 0
+        for start, stop in pairwise(bounds.tolist()):
+            end = filled + stop - start - 1
+            tokens[filled:end] = store.tokens[start : stop - 1]
+            predicted = store.targets[start + 1 : stop]
+            targets[filled:end][predicted] = store.tokens[start + 1 : stop][predicted]
+            filled = end
+        return _filled_up(store, tokens, (np.diff(bounds) - 1).tolist(), list(range(first, last)))
+
+
+def _filled_up(
+    store: TokenStore, tokens: np.ndarray, lengths: list[int], documents: list[int]
+) -> tuple[list[int], list[int]]:
+    filled = sum(lengths)
+    if filled < len(tokens):
+        tokens[filled:] = store.tokens[-1]
+        return [*lengths, len(tokens) - filled], [*documents, PADDING_DOCUMENT]
+    return lengths, documents
