@@ -98,7 +98,7 @@ def export_run(run_folder: Path, target: Path, adapter_only: bool = False) -> Tr
 def model_of_run(run: TrainedRun) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that an export would hold, in memory."""
     if isinstance(run.trainee, Extension):
-        length = run.trainee.extend.target_length
+        length = run.trainee.context
         model: PreTrainedModel = extension_export.merged_model(run.trainee, run.weights)
     else:
         model = in_memory(run.trainee.options, run.weights, run.tokenizer)
