@@ -13,10 +13,14 @@ __all__ = ["CrossEntropy", "linear_cross_entropy"]
 
 
 class CrossEntropy(NamedTuple):
-    """loss: scalar, the sum over counted targets. token_nll: [N] nats, 0 where ignored, without gradient."""
+    """loss: scalar, the sum over counted targets. The others are [N] without gradient, 0 and False where ignored.
+
+    token_nll: nats. correct: bool, whether the target has the greatest logit.
+    """
 
     loss: Tensor
     token_nll: Tensor
+    correct: Tensor
 
 
 def linear_cross_entropy(
@@ -31,7 +35,8 @@ def linear_cross_entropy(
     """Sum over the targets of nll + z_loss * lse**2, where the logits are hidden @ weight.T.
 
     hidden: [N, C]; weight: [V, C] of the same floating-point type; targets: [N] int64 in [0, V) or ignore_index.
-    Statistics are float32 (float64 for float64). At most chunk_size x V logits exist at a time.
+    Statistics are float32 (float64 for float64). At most chunk_size x V logits exist at a time,
+    and none for ignored targets.
     Where a gradient is wanted it is computed here, and `backward` only scales it: call it under no_grad for evaluation.
     Raises ValueError for shapes that do not fit and for targets out of range.
     """
@@ -44,12 +49,16 @@ def linear_cross_entropy(
         raise ValueError(f"targets must be [{hidden.shape[0]}] int64; got {tuple(targets.shape)} {targets.dtype}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1; got {chunk_size}")
-    wrong = (targets != ignore_index) & ((targets < 0) | (targets >= weight.shape[0]))
+    (counted,) = torch.nonzero(targets != ignore_index, as_tuple=True)
+    wanted = targets[counted]
+    wrong = (wanted < 0) | (wanted >= weight.shape[0])
     if bool(wrong.any()):
         raise ValueError(
-            f"target {int(targets[wrong][0])} is neither in [0, {weight.shape[0]}) nor ignore_index {ignore_index}"
+            f"target {int(wanted[wrong][0])} is neither in [0, {weight.shape[0]}) nor ignore_index {ignore_index}"
         )
-    loss, token_nll = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, ignore_index, z_loss, chunk_size, torch.is_grad_enabled()
+    seen = hidden if len(counted) == len(targets) else hidden.index_select(0, counted)
+    loss, nll, correct = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        seen, weight, wanted, z_loss, chunk_size, torch.is_grad_enabled()
     )
-    return CrossEntropy(loss, token_nll)
+    token_nll, token_correct = (x.new_zeros(targets.shape).index_copy(0, counted, x) for x in (nll, correct))
+    return CrossEntropy(loss, token_nll, token_correct)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """apply(hidden, weight, targets, ignore_index, z_loss, chunk_size, with_gradients) -> (loss, token_nll)."""
+    """apply(hidden, weight, targets, z_loss, chunk_size, with_gradients) -> (loss, token_nll, correct)."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -18,43 +18,43 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        ignore_index: int,
         z_loss: float,
         chunk_size: int,
         with_gradients: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         token_nll = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
         token_z = torch.zeros_like(token_nll)
+        correct = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
         need_hidden, need_weight = (with_gradients and need for need in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if need_weight else None
         for first in range(0, len(targets), chunk_size):
             rows = slice(first, first + chunk_size)
             logits = (hidden[rows] @ weight.t()).to(wide)
-            counted = targets[rows] != ignore_index
-            target = torch.where(counted, targets[rows], 0)[:, None]
+            target = targets[rows, None]
             lse = logits.logsumexp(dim=1)
-            token_nll[rows] = torch.where(counted, lse - logits.gather(1, target)[:, 0], 0.0)
-            token_z[rows] = torch.where(counted, lse, 0.0)
+            token_nll[rows] = lse - logits.gather(1, target)[:, 0]
+            token_z[rows] = lse
+            correct[rows] = logits.argmax(dim=1) == targets[rows]
             if not (need_hidden or need_weight):
                 continue
             grad_logits = logits.sub_(lse[:, None]).exp_().mul_((1 + 2 * z_loss * lse)[:, None])
             grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
-            grad_logits = grad_logits.mul_(counted[:, None]).to(hidden.dtype)
+            grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 _add_outer(grad_weight, grad_logits, hidden[rows])
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        ctx.mark_non_differentiable(token_nll)
-        return (token_nll + z_loss * token_z**2).sum(), token_nll
+        ctx.mark_non_differentiable(token_nll, correct)
+        return (token_nll + z_loss * token_z**2).sum(), token_nll, correct
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return *scaled, None, None, None, None, None
+        return *scaled, None, None, None, None
 
 
 def _add_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 def reference_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    """(loss, token_nll) as `linear_cross_entropy` returns them; needs memory for N x V logits."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, token_nll, correct) as `linear_cross_entropy` returns them; needs memory for N x V logits."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = hidden.to(wide) @ weight.to(wide).t()
     lse = logits.logsumexp(dim=1)
     counted = targets != ignore_index
     nll = lse - logits.gather(1, torch.where(counted, targets, 0)[:, None])[:, 0]
     loss = torch.where(counted, nll + z_loss * lse**2, 0.0).sum()
-    return loss, torch.where(counted, nll, 0.0).detach()
+    return loss, torch.where(counted, nll, 0.0).detach(), counted & (logits.argmax(dim=1) == targets)

@@ -29,13 +29,13 @@ def test_equals_the_definition(n: int, chunk_size: int, z_loss: float, ignored: 
     results = []
     for ours in (True, False):
         if ours:
-            loss, nll = linear_cross_entropy(
+            loss, nll, correct = linear_cross_entropy(
                 hidden, weight, targets, ignore_index=-7, z_loss=z_loss, chunk_size=chunk_size
             )
         else:
-            loss, nll = reference_cross_entropy(hidden, weight, targets, -7, z_loss)
+            loss, nll, correct = reference_cross_entropy(hidden, weight, targets, -7, z_loss)
         assert not nll.requires_grad
-        results.append([loss, nll, *torch.autograd.grad(2.5 * loss, (hidden, weight))])
+        results.append([loss, nll, correct, *torch.autograd.grad(2.5 * loss, (hidden, weight))])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_equals_the_definition(n: int, chunk_size: int, z_loss: float, ignored: 
 def test_sums_like_pytorch() -> None:
     hidden, weight, targets = tensors(20)
     targets[3] = -100
-    loss, nll = linear_cross_entropy(hidden, weight, targets, chunk_size=8)
+    loss, nll, _ = linear_cross_entropy(hidden, weight, targets, chunk_size=8)
     torch.testing.assert_close(loss, F.cross_entropy(hidden @ weight.t(), targets, reduction="sum"))
     torch.testing.assert_close(nll, F.cross_entropy(hidden @ weight.t(), targets, reduction="none").detach())
     assert nll[3] == 0
@@ -85,7 +85,7 @@ def test_only_wanted_gradients(wanted: str) -> None:
 
 def test_all_targets_ignored() -> None:
     hidden, weight, _ = tensors(5)
-    loss, nll = linear_cross_entropy(hidden, weight, torch.full((5,), -100), z_loss=1.0)
+    loss, nll, _ = linear_cross_entropy(hidden, weight, torch.full((5,), -100), z_loss=1.0)
     loss.backward()
     assert loss == 0
     assert (nll == 0).all()
@@ -95,7 +95,7 @@ def test_all_targets_ignored() -> None:
 
 def test_large_logits_stay_finite() -> None:
     hidden, weight, targets = tensors(8, dtype=torch.float32)
-    loss, _ = linear_cross_entropy(hidden * 1e4, weight, targets)
+    loss, *_ = linear_cross_entropy(hidden * 1e4, weight, targets)
     loss.backward()
     assert loss.isfinite()
     assert weight.grad.isfinite().all()
@@ -104,10 +104,10 @@ def test_large_logits_stay_finite() -> None:
 def test_bfloat16_has_float32_statistics() -> None:
     """Logits are rounded to bfloat16 by the matrix product (relative 2**-8); everything after it is float32."""
     hidden, weight, targets = tensors(64, dtype=torch.bfloat16, vocabulary=50)
-    loss, nll = linear_cross_entropy(hidden, weight, targets, chunk_size=16)
+    loss, nll, _ = linear_cross_entropy(hidden, weight, targets, chunk_size=16)
     assert loss.dtype == nll.dtype == torch.float32
     exact = [x.detach().float().requires_grad_() for x in (hidden, weight)]
-    truth, _ = reference_cross_entropy(*exact, targets, -100, 0.0)
+    truth, *_ = reference_cross_entropy(*exact, targets, -100, 0.0)
     torch.testing.assert_close(loss, truth, rtol=2e-3, atol=0.0)
     loss.backward()
     truth.backward()
@@ -138,10 +138,18 @@ def test_never_holds_the_full_logits() -> None:
     assert watched.elements <= max(20 * 90, 400 * 6)
 
 
+def test_ignored_targets_cost_no_logits() -> None:
+    hidden, weight, targets = tensors(400, vocabulary=900)
+    targets[torch.arange(400) % 50 != 0] = -100
+    with LargestResult() as watched:
+        linear_cross_entropy(hidden, weight, targets).loss.backward()
+    assert watched.elements == 8 * 900
+
+
 def test_no_gradient_work_under_no_grad() -> None:
     hidden, weight, targets = tensors(40)
     with LargestResult() as watched, torch.no_grad():
-        loss, _ = linear_cross_entropy(hidden, weight, targets, chunk_size=20)
+        loss, *_ = linear_cross_entropy(hidden, weight, targets, chunk_size=20)
     assert watched.products == 2
     assert not loss.requires_grad
 

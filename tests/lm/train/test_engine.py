@@ -35,7 +35,7 @@ class TinyModel(nn.Module):
         hidden = self.norm(torch.nn.functional.gelu(self.up(self.embed_tokens(tokens))))
         logits = self.lm_head(hidden).float() / (tokens != 0)[:, None]
         nll = nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
-        return CrossEntropy(nll.sum(), nll.detach())
+        return CrossEntropy(nll.sum(), nll.detach(), logits.argmax(1) == targets)
 
 
 def micro_batches(step: int, poisoned: bool = False) -> list[MicroBatch]:
