@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kernels.linear_cross_entropy import CrossEntropy
 from lm.errors import UserError
 from lm.model.documents import Documents
 from lm.train.distributed import World
@@ -97,21 +98,21 @@ class Engine:
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             engine.set_gradient_accumulation_boundary(last)
-            loss, token_nll = self.forward(batch)
-            nll += token_nll.sum(dtype=torch.float64)
-            engine.backward(loss * scale, scale_wrt_gas=False)
+            out = self.forward(batch)
+            nll += out.token_nll.sum(dtype=torch.float64)
+            engine.backward(out.loss * scale, scale_wrt_gas=False)
             if not last:
                 engine.step()
         grad_norm, applied = self._update()
         return StepResult(float(self.world.sum(nll)) / max(1, targets), targets, grad_norm, applied)
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The summed loss, and the negative log-likelihood of each target [N] (0 where there is none)."""
+    def forward(self, batch: MicroBatch) -> CrossEntropy:
+        """The summed loss, and what it was for each target [N]."""
         device = self.world.device
         documents = Documents.from_lengths(batch.lengths, device=device)
         tokens, targets = batch.tokens.flatten().to(device), batch.targets.flatten().to(device)
-        out = self._engine(tokens, documents, targets)
-        return out.loss, out.token_nll
+        out: CrossEntropy = self._engine(tokens, documents, targets)
+        return out
 
     def eval(self) -> None:
         """Evaluation mode, until the next step."""

@@ -20,22 +20,23 @@ def evaluate(
     """
     world, batches = engine.world, validation.batches
     rows = chosen_rows(validation.num_rows, batches.sequence_length, max_tokens)
-    sums = torch.zeros(2, batches.sequence_length, dtype=torch.float64)
+    sums = torch.zeros(3, batches.sequence_length, dtype=torch.float64)
     engine.eval()
     with torch.no_grad():
         for indices, real in forwards(rows, micro_batch_size, world.rank, world.size):
             batch = batches.rows(indices)
             batch.targets[real:] = IGNORED
-            _, token_nll = engine.forward(batch)
+            out = engine.forward(batch)
             counted = batch.targets.flatten() != IGNORED
             position = Documents.from_lengths(batch.lengths).position[counted]
-            sums[0].index_add_(0, position, token_nll.cpu().double()[counted])
-            sums[1].index_add_(0, position, torch.ones(len(position), dtype=torch.float64))
-    nll, counts = world.sum(sums).cpu()
+            for total, values in zip(sums, (out.token_nll, out.correct, counted), strict=True):
+                total.index_add_(0, position, values.cpu().double()[counted])
+    nll, correct, counts = world.sum(sums).cpu()
     tokens = round(counts.sum().item())
     return Evaluation(
         step=step,
         loss=nll.sum().item() / max(1, tokens),
+        accuracy=correct.sum().item() / max(1, tokens),
         tokens=tokens,
         bytes=max(1, round(tokens * bytes_per_target(validation))),
         by_position=loss_by_position(nll.numpy(), counts.long().numpy()),

@@ -27,13 +27,14 @@ class PositionLoss:
 class Evaluation:
     """A model on held-out text.
 
-    step: optimizer steps the model had seen. loss: mean negative log-likelihood, nats per target token. tokens: target
-    tokens. bytes: UTF-8 bytes of the text these tokens stand for. baselines: bits per byte of the same text by name
-    of the method (`lm.train.compressors`).
+    step: optimizer steps the model had seen. loss: mean negative log-likelihood, nats per target token. accuracy: share
+    of targets that the model finds most likely. tokens: target tokens. bytes: UTF-8 bytes of the text these tokens
+    stand for. baselines: bits per byte of the same text by name of the method (`lm.train.compressors`).
     """
 
     step: int
     loss: float
+    accuracy: float
     tokens: int
     bytes: int
     by_position: tuple[PositionLoss, ...] = ()
@@ -58,6 +59,7 @@ class Evaluation:
         return cls(
             step=values["step"],
             loss=values["loss"] if values["loss"] is not None else math.nan,
+            accuracy=values["accuracy"],
             tokens=values["tokens"],
             bytes=values["bytes"],
             by_position=tuple(PositionLoss(**part) for part in values["by_position"]),

@@ -11,6 +11,7 @@ progress display and the report know, each optional:
     tokens_per_second    over all ranks
     mfu                  model FLOPs utilisation, a share in [0, 1]
     validation_loss      held-out loss after the step, nats per token
+    validation_accuracy  share of held-out targets that the model finds most likely
     validation_bits_per_byte
 
 Evaluations may ride in the step's own record or come as a record of their own with the same step.

@@ -263,6 +263,7 @@ class Training:
         return {
             "validation_loss": found.loss,
             "validation_perplexity": found.perplexity,
+            "validation_accuracy": found.accuracy,
             "validation_bits_per_byte": found.bits_per_byte,
         }
 

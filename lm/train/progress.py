@@ -93,9 +93,12 @@ def _figures(record: Mapping[str, Any]) -> str:
 
 
 def _validation(record: Mapping[str, Any]) -> str:
-    text = f"held-out loss {record['validation_loss']:.4f}"
-    bits = record.get("validation_bits_per_byte")
-    return text if bits is None else f"{text}  {bits:.4f} bits per byte"
+    parts = [f"held-out loss {record['validation_loss']:.4f}"]
+    if record.get("validation_accuracy") is not None:
+        parts.append(f"accuracy {record['validation_accuracy']:.2%}")
+    if record.get("validation_bits_per_byte") is not None:
+        parts.append(f"{record['validation_bits_per_byte']:.4f} bits per byte")
+    return "  ".join(parts)
 
 
 class _Count(ProgressColumn):

@@ -73,6 +73,7 @@ def _cards(data: ReportData) -> Iterable[tuple[str, str]]:
     if data.evaluation is not None:
         yield "held-out perplexity", f"{data.evaluation.perplexity:.4g}"
         yield "bits per byte", f"{data.evaluation.bits_per_byte:.3f}"
+        yield "held-out accuracy", f"{data.evaluation.accuracy:.1%}"
     if (tokens := data.last("tokens")) is not None:
         yield "tokens trained on", short_number(tokens)
     if data.plan is not None:
@@ -144,6 +145,9 @@ def _training(data: ReportData) -> str:
             Axis("tokens per second", from_zero=True),
         ),
     ]
+    if accuracy := data.series("validation_accuracy"):
+        held_out = [Series("", accuracy, "dots", colour=1)]
+        charts.insert(1, line_chart("Held-out accuracy", held_out, STEP, Axis("share of targets", from_zero=True)))
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
 
 

@@ -47,16 +47,18 @@ def test_it_is_the_mean_over_all_held_out_targets(make_run: MakeRun, micro_batch
     found = evaluate(engine, validation, 7, micro_batch_size)
 
     store = validation.batches.stores[0]
-    total, count = 0.0, 0
+    total, count, correct = 0.0, 0, 0
     with torch.no_grad():
         for row in range(validation.num_rows):
             batch = validation.batches.rows([row])
-            nll = model(
-                batch.tokens.flatten(), Documents.from_lengths(batch.lengths), batch.targets.flatten()
-            ).token_nll
-            total, count = total + nll.double().sum().item(), count + int((batch.targets != -100).sum())
+            targets = batch.targets.flatten()
+            logits = model(batch.tokens.flatten(), Documents.from_lengths(batch.lengths))[targets != -100]
+            targets = targets[targets != -100]
+            total += torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum").item()
+            count, correct = count + len(targets), correct + int((logits.argmax(1) == targets).sum())
     assert found.tokens == count == store.num_tokens - store.num_documents
     assert found.loss == pytest.approx(total / count, rel=1e-6)
+    assert found.accuracy == pytest.approx(correct / count)
     assert found.bytes == validation.num_bytes
     assert sum(part.tokens for part in found.by_position) == count
     assert sum(part.tokens * part.loss for part in found.by_position) == pytest.approx(total, rel=1e-6)

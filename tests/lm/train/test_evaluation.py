@@ -32,14 +32,14 @@ def test_bins_widen_with_the_position() -> None:
 
 
 def test_figures_follow_from_the_loss() -> None:
-    found = Evaluation(step=1, loss=math.log(16), tokens=100, bytes=200)
+    found = Evaluation(step=1, loss=math.log(16), accuracy=0.5, tokens=100, bytes=200)
     assert found.perplexity == pytest.approx(16)
     assert found.bits_per_byte == pytest.approx(2)
-    assert Evaluation(step=1, loss=1e5, tokens=1, bytes=1).perplexity == math.inf
+    assert Evaluation(step=1, loss=1e5, accuracy=0.0, tokens=1, bytes=1).perplexity == math.inf
 
 
 def test_json_and_back() -> None:
-    found = Evaluation(3, 1.5, 100, 400, (PositionLoss(0, 1, 4.0, 10),), {"gzip -9": 2.0})
+    found = Evaluation(3, 1.5, 0.25, 100, 400, (PositionLoss(0, 1, 4.0, 10),), {"gzip -9": 2.0})
     assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
     with pytest.raises(KeyError):
         Evaluation.from_json({"step": 1})

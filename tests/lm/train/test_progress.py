@@ -26,7 +26,9 @@ def run(progress: Progress, steps: int = 6) -> None:
         for step in range(3, steps + 1):
             bar.update({"step": step, "loss": 10 - step, "tokens_per_second": 12345.0, "mfu": 0.412})
         with progress.phase("evaluating"):
-            bar.update({"step": steps, "validation_loss": 3.5, "validation_bits_per_byte": 1.25})
+            bar.update(
+                {"step": steps, "validation_loss": 3.5, "validation_accuracy": 0.25, "validation_bits_per_byte": 1.25}
+            )
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
@@ -39,7 +41,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert re.fullmatch(r"step 4/6  loss 6\.0000  12\.3K tok/s  MFU 41\.2%  \d\.\d s left", lines[2])
     assert lines[3:5] == [
         "step 6/6  loss 4.0000  12.3K tok/s  MFU 41.2%",
-        "step 6  held-out loss 3.5000  1.2500 bits per byte",
+        "step 6  held-out loss 3.5000  accuracy 25.00%  1.2500 bits per byte",
     ]
     assert lines[5].startswith("✓ training, 6 of 6 steps  loss 4.0000")
     assert len(lines) == 6

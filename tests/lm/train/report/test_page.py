@@ -20,6 +20,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVALUATION = Evaluation(
     step=30,
     loss=2.0,
+    accuracy=0.625,
     tokens=1000,
     bytes=4000,
     by_position=(PositionLoss(0, 1, 4.0, 10), PositionLoss(1, 8, 2.5, 70)),
@@ -88,7 +89,7 @@ def output(tmp_path: Path) -> Path:
     for step in range(1, 31):
         record = {"step": step, "loss": 5 - step / 10, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens": step * 1000}
         record |= {"tokens_per_second": 1234.0, "mfu": 0.375, "step_seconds": 2.0}
-        metrics.append(record | ({"validation_loss": 3.0} if step % 10 == 0 else {}))
+        metrics.append(record | ({"validation_loss": 3.0, "validation_accuracy": 0.5} if step % 10 == 0 else {}))
     metrics.close()
     sample = Sample("def f", "oo(x):\n    return x < 1 & 2\n", SamplingSettings(temperature=0.7, seed=5))
     save_report_data(
@@ -100,12 +101,12 @@ def output(tmp_path: Path) -> Path:
 
 def test_the_page_shows_every_figure_of_the_run(output: Path) -> None:
     page = Page(write_report(output).read_text())
-    figures = ["my-run", "7.389", "0.721", "2.345", "1.987", "1.876", "30K", "1.23K", "37.5%", "1:00"]
+    figures = ["my-run", "7.389", "0.721", "62.5%", "2.345", "1.987", "1.876", "30K", "1.23K", "37.5%", "1:00"]
     figures += ["98,765", "12,345", "67.8K", "1.5 KiB", "8 on 2", "window 64", "local (attention)"]
     figures += ["def foo(x):\n    return x < 1 & 2", "Temperature 0.7", "seed 5", "2.99", "steps: 30"]
     for figure in figures:
         assert figure in page.text, figure
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 7
 
 
 def test_the_page_needs_nothing_but_itself(output: Path) -> None:
@@ -127,7 +128,7 @@ def test_saved_data_comes_back_as_it_was(output: Path) -> None:
 
 def test_hostile_text_stays_text() -> None:
     metrics = [{"step": 1, "loss": 1.0}]
-    found = Evaluation(1, 1.0, 1, 1, baselines={HOSTILE: 1.0})
+    found = Evaluation(1, 1.0, 0.5, 1, 1, baselines={HOSTILE: 1.0})
     html = render(
         ReportData(
             HOSTILE,
@@ -156,7 +157,11 @@ def test_hostile_text_stays_text() -> None:
     ],
 )
 def test_a_young_or_broken_run_has_a_page_too(metrics: list[dict[str, float | None]]) -> None:
-    for found in (None, Evaluation(0, float("nan"), 1, 1), Evaluation(0, 1e6, 1, 1, (PositionLoss(0, 1, 9.0, 1),))):
+    for found in (
+        None,
+        Evaluation(0, float("nan"), 0.0, 1, 1),
+        Evaluation(0, 1e6, 0.0, 1, 1, (PositionLoss(0, 1, 9.0, 1),)),
+    ):
         page = Page(render(ReportData("run", metrics, found)))
         assert "run" in page.text
         assert "nan" not in "".join(value or "" for _, value in page.attributes).lower()
