@@ -18,6 +18,8 @@ from eval.tasks.haystack import Haystack
 from lm.errors import UserError
 
 Meta = Mapping[str, str | int | float]
+FULL = 0.9
+"""Where the material ends, a sample must fill this share of its budget to be called one of its length."""
 
 
 class TokenCounter(Protocol):
@@ -64,6 +66,12 @@ class Task(Protocol):
     def score(self, prediction: str, sample: Sample) -> float: ...
 
 
+def stream(*key: object) -> random.Random:
+    """Random numbers that depend on the key alone."""
+    digest = hashlib.sha256("\n".join(map(str, key)).encode()).digest()
+    return random.Random(int.from_bytes(digest))
+
+
 @dataclass(frozen=True)
 class Scene:
     """What one sample is made from."""
@@ -77,12 +85,15 @@ class Scene:
 
     def random(self, purpose: str) -> random.Random:
         """The numbers of this sample for one purpose, the same at every call: a rewritten prompt draws them again."""
-        key = "\n".join((str(self.seed), self.task, str(self.length), str(self.index), purpose))
-        return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()))
+        return stream(self.seed, self.task, self.length, self.index, purpose)
 
     def tokens(self, text: str) -> int:
         """How many tokens the text has."""
         return len(self.tokenizer.encode(text))
+
+    def tokens_behind(self, text: str, continuation: str) -> int:
+        """How many tokens the continuation adds to the text."""
+        return self.tokens(text + continuation) - self.tokens(text)
 
 
 @dataclass(frozen=True)
@@ -120,21 +131,21 @@ class GeneratedTask(ABC):
         """`count` samples of at most `length` tokens, as long as the unit allows. More of them begin with the same.
 
         Raises:
-            CannotBuildError: the smallest honest sample is longer, or the material is missing.
+            CannotBuildError: the smallest honest sample is longer, or there is not enough material.
         """
         made: list[Sample] = []
-        size = None
         for index in range(count):
-            size, sample = self._sample(Scene(self.name, index, length, seed, tokenizer, haystack), size)
-            made.append(sample)
+            made.append(self.sample(Scene(self.name, index, length, seed, tokenizer, haystack), made))
         return made
 
     def score(self, prediction: str, sample: Sample) -> float:
         """The benchmark's own score of one prediction, from 0 to 1."""
         return METRICS[self.metric](prediction, sample.answers)
 
-    def _sample(self, scene: Scene, guess: int | None) -> tuple[int, Sample]:
+    def sample(self, scene: Scene, before: list[Sample]) -> Sample:
+        """One sample; the size of the last one before it is where the search begins."""
         answer = self.max_new_tokens(scene)
+        budget = scene.length - answer
         drafts: dict[int, tuple[Draft, int]] = {}
 
         def cost(size: int) -> int:
@@ -142,35 +153,38 @@ class GeneratedTask(ABC):
             drafts[size] = draft, scene.tokens(draft.prompt)
             return drafts[size][1]
 
-        least = self.least(scene)
-        size = largest_fitting(cost, scene.length - answer, least, self.most(scene), guess)
+        least, most = self.least(scene), self.most(scene)
+        size = largest_fitting(cost, budget, least, most, int(before[-1].meta["size"]) if before else least + 16)
         if size is None:
             raise CannotBuildError(
                 f"{self.name} does not fit into {scene.length} tokens: its smallest prompt has {drafts[least][1]} with "
                 f"this tokenizer, and its answer {answer}. Ask for a longer length, or leave the task out."
             )
         draft, tokens = drafts[size]
+        if size == most and tokens < FULL * budget:
+            raise CannotBuildError(
+                f"{self.name} cannot fill {scene.length} tokens: all of its material has {tokens}. "
+                f"Ask for a shorter length, or name larger files."
+            )
         sample_id = f"{self.name}/{scene.length}/{scene.seed}/{scene.index}"
         meta = {**draft.meta, "size": size, "tokens": tokens}
-        return size, Sample(self.name, sample_id, scene.length, draft.prompt, draft.answers, answer, meta)
+        return Sample(self.name, sample_id, scene.length, draft.prompt, draft.answers, answer, meta)
 
 
-def largest_fitting(
-    cost: Callable[[int], int], budget: int, least: int, most: int | None = None, guess: int | None = None
-) -> int | None:
-    """The largest size whose cost fits the budget (one that costs exactly the budget is large enough), or None.
+def largest_fitting(cost: Callable[[int], int], budget: int, least: int, most: int | None, guess: int) -> int | None:
+    """A size whose cost fits the budget, while one average unit more would not; None if not even `least` fits.
 
-    A binary search that starts where a straight line through what is known points to: prompts grow almost evenly, so
-    that it takes a handful of steps. `cost` may dip here and there; the size returned was always found to fit.
+    A bisection that begins where a straight line through what is known points to: prompts grow almost evenly, so that
+    it takes two or three steps from a good guess. `cost` may dip here and there; the size returned was found to fit.
     """
     low, low_cost = least, cost(least)
     base = low_cost
     if low_cost > budget:
         return None
-    high, high_cost = (None, 0) if most is None else (most + 1, 0)
-    n = guess if guess is not None and guess > least else least + 16
-    steps = 0
-    while low_cost < budget and (high is None or high - low > 1):
+    high = None if most is None else most + 1
+    high_cost: int | None = None
+    n, steps = guess, 0
+    while (budget - low_cost) * max(1, low - least) >= max(1, low_cost - base) and (high is None or high - low > 1):
         n = max(n, low + 1) if high is None else min(max(n, low + 1), high - 1)
         spent = cost(n)
         if spent <= budget:
@@ -178,10 +192,10 @@ def largest_fitting(
         else:
             high, high_cost = n, spent
         steps += 1
-        if high is not None and high_cost and steps % 3 == 0:
-            n = (low + high) // 2
-        elif high is not None and high_cost:
-            n = low + (budget - low_cost) * (high - low) // (high_cost - low_cost)
-        else:
+        if high is None or high_cost is None:
             n = low + max(1, (budget - low_cost) * (low - least) // max(1, low_cost - base))
+        elif steps % 4 == 0:
+            n = (low + high) // 2
+        else:
+            n = low + (budget - low_cost) * (high - low) // (high_cost - low_cost)
     return low

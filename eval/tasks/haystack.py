@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import platform
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
+from lm.errors import UserError
+
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(`*\[]*[A-Z0-9])")
+"""White space behind a full stop, question or exclamation mark that a capital or a digit follows."""
+
+RULER = re.compile(r"^\W{4,}$", re.MULTILINE)
+"""A line under a heading."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,10 @@ class Haystack:
     text: str
     squad: Path | None = None
     hotpotqa: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            raise UserError(f"haystack.path: '{self.name}' holds no words.")
 
     @cached_property
     def digest(self) -> str:
@@ -33,17 +45,24 @@ class Haystack:
 
     @cached_property
     def sentences(self) -> tuple[str, ...]:
-        """The text cut behind full stops, question and exclamation marks, white space collapsed."""
-        return tuple(split_sentences(" ".join(self.words)))
+        """The text cut into sentences, white space collapsed."""
+        return tuple(SENTENCE_END.split(" ".join(self.words)))
 
+    def beginning(self, words: int) -> list[str]:
+        """The first so many words, as sentences, of which the last may be cut; the text starts over where it ends."""
+        rounds, rest = divmod(words, len(self.words))
+        whole = bisect.bisect_right(self._ends, rest)
+        cut = self.words[self._ends[whole - 1] if whole else 0 : rest]
+        return [*self.sentences * rounds, *self.sentences[:whole], *([" ".join(cut)] if cut else [])]
 
-def split_sentences(text: str) -> list[str]:
-    """Cuts behind a full stop, question or exclamation mark that white space and a capital or digit follow."""
-    return SENTENCE_END.split(text)
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Words up to the end of each sentence."""
+        return list(accumulate(len(sentence.split()) for sentence in self.sentences))
 
 
 def open_haystack(path: Path | None = None, squad: Path | None = None, hotpotqa: Path | None = None) -> Haystack:
-    """The text of a file, folder or glob (kinds as in `data.sources`); by default the documentation of Python's
+    """The text of a file, folder or glob (kinds as in `data.sources`); by default the documentation of the Python
     language that comes with the running interpreter, which differs from one Python version to the next.
 
     Raises:
@@ -59,6 +78,6 @@ def open_haystack(path: Path | None = None, squad: Path | None = None, hotpotqa:
 
 
 def _topics() -> str:
-    from pydoc_data.topics import topics
+    from pydoc_data.topics import topics  # half a megabyte
 
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    return RULER.sub("", "\n\n".join(topics[name] for name in sorted(topics)))

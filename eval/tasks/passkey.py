@@ -53,7 +53,7 @@ class LongLoraPasskey(Passkey):
     metric = "exact_match"
 
     def max_new_tokens(self, scene: Scene) -> int:
-        return scene.tokens(f"{QUESTION} {_key(scene)}") - scene.tokens(QUESTION)
+        return scene.tokens_behind(QUESTION, f" {_key(scene)}")
 
 
 def _key(scene: Scene) -> str:
