@@ -72,11 +72,16 @@ def loss_by_position(nll_sums: NDArray[np.float64], counts: NDArray[np.int64]) -
 
     nll_sums, counts: [P], summed negative log-likelihood in nats and number of the targets at each position.
     """
-    borders = np.unique(np.rint(2.0 ** (np.arange(BINS_PER_OCTAVE * 64) / BINS_PER_OCTAVE)).astype(np.float64)) - 1
-    borders = np.append(borders[borders < len(counts)], len(counts)).astype(np.int64)
     parts = []
-    for first, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+    for first, end in position_bins(len(counts)):
         tokens = int(counts[first:end].sum())
         if tokens:
             parts.append(PositionLoss(first, end, float(nll_sums[first:end].sum()) / tokens, tokens))
     return tuple(parts)
+
+
+def position_bins(positions: int) -> list[tuple[int, int]]:
+    """[first, end) of bins that grow geometrically, `BINS_PER_OCTAVE` to an octave, and hold each position once."""
+    borders = np.unique(np.rint(2.0 ** (np.arange(BINS_PER_OCTAVE * 64) / BINS_PER_OCTAVE)).astype(np.float64)) - 1
+    borders = np.append(borders[borders < positions], positions).astype(np.int64)
+    return list(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True))

@@ -1,10 +1,11 @@
-"""Tiny models for evaluation, and a tokenizer over bytes."""
+"""Tiny models for evaluation, a tokenizer over bytes, and models whose losses are known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -78,3 +79,40 @@ def save_model() -> Callable[..., None]:
         byte_tokenizer().save_pretrained(folder)
 
     return save
+
+
+class Toy:
+    """Has `token_nll` as `Model` has it: the loss of a token by a rule of the tokens before it in its row."""
+
+    def __init__(self, rule: Callable[[Sequence[int], int], float]) -> None:
+        self.rule = rule
+        self.rows: list[list[int]] = []
+
+    def token_nll(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        self.rows += [list(row) for row in rows]
+        return [np.array([self.rule(row[:place], row[place]) for place in range(1, len(row))]) for row in rows]
+
+    @classmethod
+    def uniform(cls, vocabulary: int) -> Toy:
+        return cls(lambda before, token: float(np.log(vocabulary)))
+
+    @classmethod
+    def unigram(cls) -> Toy:
+        """Another loss for every token, whatever stands before it."""
+        return cls(lambda before, token: 0.1 + token % 7)
+
+    @classmethod
+    def markov(cls) -> Toy:
+        """A loss by the token and the one before it."""
+        return cls(lambda before, token: 0.5 + (3 * before[-1] + token) % 11)
+
+    @classmethod
+    def fading(cls) -> Toy:
+        """A loss that falls with the number of tokens before."""
+        return cls(lambda before, token: 1.0 + 1.0 / len(before))
+
+
+@pytest.fixture(scope="session")
+def toy() -> type[Toy]:
+    """Models with known losses: `toy.unigram()`."""
+    return Toy
