@@ -1,0 +1,173 @@
+"""Tasks of lm-evaluation-harness on an open model: local task files without any network, built-in ones by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets.exceptions import DatasetsError
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+from pydantic import Field
+
+from eval.harness.model import BraidLM
+from eval.model import Model
+from lm.data.fingerprint import digest
+from lm.errors import UserError, did_you_mean
+from lm.options import Options
+
+Results = dict[str, Any]
+
+
+class HarnessOptions(Options):
+    """What lm-evaluation-harness runs, and how it reads a model."""
+
+    tasks: tuple[str, ...] = Field(min_length=1, description="Tasks, groups or tags by name or glob, or task files.")
+    include_path: Path | None = Field(default=None, description="A folder of task files, looked through before others.")
+    num_fewshot: int | None = Field(default=None, ge=0, description="Examples in a prompt; null as the task says.")
+    limit: float | None = Field(
+        default=None, gt=0, description="Documents of each task, or a share of them below 1; null takes all."
+    )
+    metadata: dict[str, Any] = Field(default={}, description="For tasks that are built from it, such as RULER's.")
+    gen_kwargs: dict[str, Any] = Field(default={}, description="Replace generation arguments of the tasks.")
+    apply_chat_template: bool = Field(default=False, description="Write prompts in the tokenizer's chat template.")
+    system_instruction: str | None = Field(default=None, description="What the conversation begins with.")
+    max_length: int | None = Field(default=None, ge=2, description="Tokens read at once; null is the model's context.")
+    add_bos_token: bool | None = Field(default=None, description="Begin contexts with bos; null as the tokenizer does.")
+    truncation: Literal["left", "middle"] = Field(default="left", description="What a prompt that is too long loses.")
+    bootstrap_iters: int = Field(default=100_000, ge=0, description="Resamplings for standard errors without formula.")
+    confirm_run_unsafe_code: bool = Field(default=False, description="Allow tasks that run what the model writes.")
+    log_samples: bool = Field(default=False, description="Write every prompt and answer beside the results.")
+
+
+def run_harness(model: Model, options: HarnessOptions, output: Path | None = None) -> Results | None:
+    """Runs the tasks and returns the harness' own results on rank 0, None on other ranks.
+
+    The results carry `samples` and a key of ours: `shortened_prompts`, how many different ones did not fit.
+    output: gets results_*.json (and samples_*.jsonl if asked for) in a folder of the model's name, as the harness lays
+    them out. Answers are kept there, too, so that a run that was killed goes on.
+
+    Raises:
+        UserError: an unknown task, one that cannot be built here, or one that asks the model for what it cannot do.
+    """
+    lm = BraidLM(
+        model, max_length=options.max_length, add_bos_token=options.add_bos_token, truncation=options.truncation
+    )
+    manager = _manager(model, options)
+    tasks = [task for name in options.tasks for task in _tasks(manager, name)]
+    _check(tasks, options, lm.world_size)
+    tracker = EvaluationTracker(output_path=None if output is None else str(output))
+    results: Results | None = simple_evaluate(
+        lm,
+        model_args={"pretrained": model.name},
+        tasks=tasks,
+        task_manager=manager,
+        num_fewshot=options.num_fewshot,
+        limit=_limit(options.limit),
+        gen_kwargs=options.gen_kwargs or None,
+        apply_chat_template=options.apply_chat_template,
+        system_instruction=options.system_instruction,
+        bootstrap_iters=options.bootstrap_iters,
+        confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+        use_cache=None if output is None else _cache(output, lm),
+        evaluation_tracker=tracker,
+    )
+    shortened = lm.gather_object(lm.truncation.shortened)
+    if results is None or shortened is None:
+        return None
+    results["config"]["model"] = "braid"
+    results["shortened_prompts"] = len(set().union(*shortened))
+    if output is not None:
+        _write(results, tracker, output, options.log_samples)
+    return results
+
+
+def table(results: Results) -> str:
+    """The results as the harness prints them."""
+    text: str = make_table(results)
+    return text + (make_table(results, "groups") if results.get("groups") else "")
+
+
+def _manager(model: Model, options: HarnessOptions) -> TaskManager:
+    """Knows the built-in tasks only where one is asked for: reading all their files takes seconds."""
+    if options.include_path is not None and not options.include_path.is_dir():
+        raise UserError(f"{options.include_path}: there is no such folder of task files")
+    tokenizer = model.tokenizer.name_or_path
+    metadata = {"pretrained": tokenizer, "tokenizer": tokenizer} if tokenizer else {}
+    settings = {"include_path": options.include_path, "metadata": metadata | options.metadata}
+    local = TaskManager(include_defaults=False, **settings)
+    if all(_is_file(name) or local.match_tasks([name]) for name in options.tasks):
+        return local
+    return TaskManager(**settings)
+
+
+def _tasks(manager: TaskManager, asked: str) -> Iterator[Task | Group]:
+    names = [asked] if _is_file(asked) else manager.match_tasks([asked])
+    if not names:
+        raise UserError(f"the harness knows no task '{asked}'.{did_you_mean(asked, manager.all_tasks)}")
+    for name in names:
+        with _mistakes(name):
+            loaded = manager.load([name])
+        if name in loaded["groups"]:
+            yield loaded["groups"][name]
+        else:
+            yield from loaded["tasks"].values()
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _check(tasks: Sequence[Task | Group], options: HarnessOptions, ranks: int) -> None:
+    """What would end in the middle of the run."""
+    for task in [leaf for one in tasks for leaf in (one.get_all_tasks() if isinstance(one, Group) else [one])]:
+        if getattr(task, "UNSAFE_CODE", False) and not options.confirm_run_unsafe_code:
+            raise UserError(f"{task.task_name} runs code that the model writes: allow it by confirm_run_unsafe_code")
+        documents = len(task.eval_docs)
+        if options.limit is not None and options.limit >= 1:
+            documents = min(documents, int(options.limit))
+        if documents < ranks:
+            raise UserError(f"{task.task_name}: {documents} documents are too few for {ranks} ranks: start fewer")
+
+
+@contextmanager
+def _mistakes(task: str) -> Iterator[None]:
+    """What a task's file, its code and its data do not allow is for the user to mend."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise UserError(
+            f"{task}: its data are not on this machine and could not be fetched ({error}). A task file with "
+            "`dataset_path: json` and `dataset_kwargs: {data_files: …}` needs no network"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AssertionError, DatasetsError) as error:
+        raise UserError(f"{task}: {type(error).__name__}: {error}") from error
+
+
+def _limit(limit: float | None) -> float | int | None:
+    return int(limit) if limit is not None and limit >= 1 else limit
+
+
+def _cache(output: Path, lm: BraidLM) -> str:
+    """A file that answers of another model, or of this one read otherwise, do not share."""
+    folder = output / "answers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / digest(lm.get_model_info()))
+
+
+def _write(results: Results, tracker: EvaluationTracker, output: Path, with_samples: bool) -> None:
+    """The harness' own files."""
+    samples: dict[str, list[dict[str, Any]]] = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    if with_samples:
+        for name in results["configs"]:
+            tracker.save_results_samples(task_name=name, samples=[dict(sample) for sample in samples[name]])
+    results["samples"] = samples
+    if not list(output.glob(f"*/results_{tracker.date_id}.json")):  # the harness only logs why
+        raise UserError(f"{output}: the harness could not write its results there")
