@@ -123,8 +123,9 @@ class Model:
     def _score(self, rows: Sequence[Row]) -> Iterator[TokenScores]:
         ids, real = _padded(rows, left=False)
         ids, predicted = ids.to(self.device), real[:, 1:].to(self.device)
-        states, head = self._states(ids)
-        states, targets = states[:, :-1][predicted], ids[:, 1:][predicted]
+        # The last column predicts nothing, and may be one more than a model's table of positions has.
+        states, head = self._states(ids[:, : max(ids.shape[1] - 1, 1)])
+        states, targets = states[:, : predicted.shape[1]][predicted], ids[:, 1:][predicted]
         parts = [
             _scores(head(some), wanted)
             for some, wanted in zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
@@ -159,8 +160,8 @@ class Model:
     def generate(self, prompts: Sequence[Row], max_new_tokens: int, stop: Sequence[str] = ()) -> list[list[int]]:
         """The likeliest next tokens of each prompt, up to the end of text or a stop string, which are cut off.
 
-        Where a stop string begins inside a token, the text before it is encoded anew. Raises ValueError for an empty
-        prompt.
+        A stop string may spell a special token. Where one begins inside a token, the text before it is encoded anew.
+        Raises ValueError for an empty prompt.
         """
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an empty prompt has no last token to go on from")
@@ -181,6 +182,7 @@ class Model:
             attention_mask=real.long().to(self.device),
             max_new_tokens=max_new_tokens,
             stopping_criteria=criteria,
+            eos_token_id=sorted(self._ends(stop)) or None,
         )
         return [row[begin:] for row in out.tolist()]
 
@@ -188,8 +190,13 @@ class Model:
         text = self.decode(ids)
         return any(word in text for word in stop)
 
+    def _ends(self, stop: Sequence[str]) -> set[int]:
+        special = self.tokenizer.added_tokens_decoder.items()
+        return self._eos | {id for id, token in special if token.special and token.content in stop}
+
     def _cut(self, ids: list[int], stop: Sequence[str]) -> list[int]:
-        end = next((place for place, id in enumerate(ids) if id in self._eos), len(ids))
+        ends = self._ends(stop)
+        end = next((place for place, id in enumerate(ids) if id in ends), len(ids))
         ids = ids[:end]
         text = self.decode(ids)
         at = min((text.find(word) for word in stop if word in text), default=None)

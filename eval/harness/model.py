@@ -126,7 +126,7 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         **unused: Any,
     ) -> list[tuple[float, bool]]:
-        """Of each (pair of texts, context, continuation): log p of the continuation, and whether it is the likeliest one.
+        """Of each (texts, context, continuation): log p of the continuation, and whether it is the likeliest one.
 
         A context that does not fit is shortened. A continuation longer than `max_length` is scored in windows.
         """

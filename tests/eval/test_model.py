@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from eval.model import Model, batches
 
@@ -54,6 +54,16 @@ def test_a_uniform_model_pays_the_logarithm_of_its_vocabulary(new_model: NewMode
     torch.nn.init.zeros_(uniform.model.lm_head.weight)
     for nll in uniform.token_nll(rows([5, 40])):
         np.testing.assert_allclose(nll, np.log(258), rtol=1e-6)
+
+
+def test_a_row_may_end_behind_the_last_position_that_a_model_knows(model: Model) -> None:
+    torch.manual_seed(0)
+    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=258, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    (row,) = rows([17])
+    found = Model(gpt, model.tokenizer, "gpt").token_nll([row, row[:5]])
+    logits = gpt(torch.tensor([row[:-1]])).logits[0].log_softmax(-1)
+    np.testing.assert_allclose(found[0], -logits[range(16), row[1:]].detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found[1], found[0][:4], rtol=1e-5)
 
 
 def test_logits_that_are_more_than_the_head_are_taken_whole(caplog: pytest.LogCaptureFixture, model: Model) -> None:
@@ -120,6 +130,16 @@ def test_text_ends_before_eos_and_before_a_stop_string(new_model: NewModel) -> N
     ending.model.generation_config.eos_token_id = [whole[1][4]]
     expected = whole[1][: whole[1].index(whole[1][4])]
     assert ending.generate(prompts, 20)[1] == expected
+
+
+def test_a_stop_string_may_be_a_special_token(new_model: NewModel) -> None:
+    model = new_model("llama")
+    prompts = rows([7])
+    (whole,) = model.generate(prompts, 20)
+    word = model.tokenizer.convert_ids_to_tokens(whole[4])
+    model.tokenizer.add_special_tokens({"additional_special_tokens": [word]})
+    assert model.generate(prompts, 20, stop=[word]) == [whole[: whole.index(whole[4])]]
+    assert model.generate(prompts, 20) == [whole]
 
 
 def test_bos_is_there_where_asked_and_once(model: Model) -> None:
