@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,31 +17,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.initialization import no_init_weights
 
 from lm.errors import UserError
 from lm.hf.configuration import BraidConfig
-from lm.hf.families import describe, reasons, translate
-from lm.hf.modeling import BraidForCausalLM
-from lm.model.block import Block
-from lm.model.mixers import MIXERS
+from lm.hf.families import describe, translate
+from lm.hf.patterns import Layer, assemble, with_pattern
 from lm.model.options import ModelOptions
-from lm.model.short_conv import ShortConvolution
-from lm.pattern import PatternError, expand
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Which weights of one layer's mixer, with its convolution, came from the original and which are new."""
-
-    mixer: str
-    kept: tuple[str, ...]
-    new: tuple[str, ...]
-
-    def __str__(self) -> str:
-        if not self.new:
-            return f"{self.mixer}: all kept"
-        return f"{self.mixer}: new {', '.join(self.new)}; kept {', '.join(self.kept) or 'none'}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +66,12 @@ def import_model(
         described = describe(theirs)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    options = _options(described, layers, mixers or {})
+    if layers is None:
+        if mixers:
+            raise UserError("--mixers without --layers: give the pattern that uses them")
+        options = ModelOptions(**described)
+    else:
+        options = with_pattern(described, layers, mixers or {}, "--layers")
     token_ids = {name: getattr(theirs, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = BraidConfig.from_options(options, **token_ids)
 
@@ -95,7 +79,7 @@ def import_model(
     dtype, generation_config = original.dtype, original.generation_config
     state = dict(translate(theirs, original.state_dict()))
     del original
-    model, report = _assemble(config, state, dtype, seed)
+    model, report = assemble(config, state, dtype, seed)
     model.generation_config = generation_config
     if not torch.cuda.is_available():
         os.environ.setdefault(
@@ -166,80 +150,3 @@ def check_gguf(path: Path) -> int | None:
         raise UserError(f"{path}: it scales its rotary angles, which cannot be read from GGUF; import the original")
     width = reader.fields.get(f"{architecture}.attention.key_length")
     return None if width is None else int(width.contents())
-
-
-def _options(described: dict[str, Any], layers: str | None, mixers: Mapping[str, Mapping[str, Any]]) -> ModelOptions:
-    """The options of the original, or of the changed pattern; softmax mixers start from the original's own."""
-    if layers is None:
-        if mixers:
-            raise UserError("--mixers without --layers: give the pattern that uses them")
-        return ModelOptions(**described)
-    own: dict[str, dict[str, Any]] = described["mixers"]
-    first = own.get("global") or next(iter(own.values()))
-    inherited = {key: value for key, value in first.items() if key not in ("kind", "window")}
-    given = {**_ready_mixers(described["num_attention_heads"]), **mixers}
-    defined = {name: _inherit(mixer, inherited) for name, mixer in given.items()}
-    available = {**defined, **{name: mixer for name, mixer in own.items() if name not in mixers}}
-    try:
-        names = expand(layers, available)
-    except PatternError as error:
-        raise UserError(f"--layers: {error}") from None
-    count = len(expand(described["layers"], own))
-    if len(names) != count:
-        raise UserError(f"--layers: '{layers}' has {len(names)} layers, the model has {count}")
-    used = {name: available[name] for name in dict.fromkeys(names)}
-    try:
-        return ModelOptions(**described | {"mixers": used, "layers": layers})
-    except ValidationError as error:
-        raise UserError(f"--layers '{layers}': {reasons(error)}") from None
-
-
-def _ready_mixers(heads: int) -> dict[str, dict[str, Any]]:
-    """Mixers that a new pattern may name without defining them."""
-    groups = next((count for count in range(2, heads) if heads % count == 0), heads)
-    return {
-        "global": {"kind": "attention"},
-        "local": {"kind": "attention", "window": 1024},
-        "rat": {"kind": "rat", "chunk_size": 16, "qk_groups": groups},
-    }
-
-
-def _inherit(mixer: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    known = MIXERS.get(mixer.get("kind", ""))
-    return {**(inherited if known is not None and known.over_tokens else {}), **mixer}
-
-
-def _assemble(
-    config: BraidConfig, state: dict[str, Tensor], dtype: torch.dtype, seed: int
-) -> tuple[BraidForCausalLM, tuple[Layer, ...]]:
-    """The model with every tensor of `state` that fits; mixers that need more are drawn first, layer by layer."""
-    with torch.device("meta"), no_init_weights():
-        model = BraidForCausalLM(config)
-    options = config.to_options()
-    report = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for index, (block, name) in enumerate(zip(model.model.layers, options.layer_names, strict=True)):
-            assert isinstance(block, Block)
-            prefix = f"model.layers.{index}.mixer."
-            given = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-            if not block.mixer.over_tokens:  # its queries and keys belong to other heads
-                given = {key: tensor for key, tensor in given.items() if key.split(".")[0] not in ("q_proj", "k_proj")}
-            wanted = dict(block.mixer.named_parameters())
-            kept = [key for key in wanted if key in given and given[key].shape == wanted[key].shape]
-            new = [key for key in wanted if key not in kept]
-            if new:
-                block.mixer = MIXERS[options.mixers[name].kind](options.mixers[name], options.dimensions)
-                block.mixer.init_weights(options.initializer_range)
-                block.mixer.to(dtype)
-            if block.short_conv is not None:
-                block.short_conv = ShortConvolution(options.hidden_size, len(block.short_conv.weight)).to(dtype)
-                new.append("short_conv")
-            for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in kept]:
-                del state[key]
-            report.append(Layer(name, tuple(kept), tuple(new)))
-    _, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    assert not unexpected, unexpected
-    model.tie_weights()
-    assert not any(parameter.is_meta for parameter in model.parameters())
-    return model.eval(), tuple(report)
