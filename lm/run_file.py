@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from lm.data.options import DataOptions
 from lm.data.tokenizers import declared_vocab_size
 from lm.errors import UserError
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.model.options import ModelOptions
 from lm.option_errors import explain
 from lm.options import Options
-from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions, check_run
+from lm.train.sections import Sections
 from lm.yaml_tree import Tree, dump_tree, key_path, read_tree
 
 if TYPE_CHECKING:
@@ -26,23 +25,6 @@ if TYPE_CHECKING:
     from lm.train.trainee import Trainee
 
 _log = logging.getLogger(__name__)
-
-
-class _Sections(Options):
-    """What every run has, whatever it trains."""
-
-    data: DataOptions = Field(description="The text, its tokenizer, and how it is cut into rows.")
-    train: TrainOptions = Field(description="Length, batch, precision, evaluation and checkpoints of the run.")
-    optimizer: OptimizerOptions = Field(description="The optimizer and its learning-rate schedule.")
-    deepspeed: DeepSpeedOptions = Field(
-        default=DeepSpeedOptions(), description="ZeRO stage, and any other DeepSpeed setting, passed through."
-    )
-    log: LogOptions = Field(default=LogOptions(), description="What is shown, and what goes to Weights & Biases.")
-
-    @model_validator(mode="after")
-    def _batches_fit(self) -> Self:
-        check_run(self.train, self.optimizer, self.data.sequence_length)
-        return self
 
 
 class _FromScratch(Options):
@@ -65,7 +47,7 @@ class _FromBase(Options):
 
 
 # The base named last comes first in the file, in messages and in the schema.
-class RunFile(_Sections, _FromScratch):
+class RunFile(Sections, _FromScratch):
     """One pretraining run: the model, its text, how it is trained, and what is logged."""
 
     @model_validator(mode="after")
@@ -86,7 +68,7 @@ class RunFile(_Sections, _FromScratch):
         return FromScratch(self.model)
 
 
-class ExtensionFile(_Sections, _FromBase):
+class ExtensionFile(Sections, _FromBase):
     """One run from a pretrained model, to a longer context if it is extended: `base`, `extend`, `lora`, no `model`."""
 
     @model_validator(mode="after")
@@ -219,7 +201,7 @@ def _require_kinds(schema: Any, definitions: dict[str, Any]) -> None:
         _require_kinds(inner, definitions)
 
 
-RunT = TypeVar("RunT", bound=_Sections)
+RunT = TypeVar("RunT", bound=Sections)
 
 
 def _validated(kind: type[RunT], values: dict[str, Any], tree: Tree) -> RunT:

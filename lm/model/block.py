@@ -62,10 +62,18 @@ class Block(nn.Module):
         self.mlp_output_layernorm = nn.RMSNorm(hidden_size, eps=eps) if output_norms else nn.Identity()
 
     def forward(self, x: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
-        inputs = self.input_layernorm(x)
+        return self.join(x, self.mix(self.input_layernorm(x), documents, cache))
+
+    def mix(self, inputs: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
+        """What the mixer, and the convolution before it, make of normed inputs [N, hidden_size]."""
         if self.short_conv is not None:
             inputs = self.short_conv(inputs, documents, cache)
-        x = x + self.mixer_output_layernorm(self.mixer(inputs, documents, cache))
+        mixed: Tensor = self.mixer(inputs, documents, cache)
+        return mixed
+
+    def join(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's output, from its input and what `mix` made of it, both [N, hidden_size]."""
+        x = x + self.mixer_output_layernorm(mixed)
         out: Tensor = x + self.mlp_output_layernorm(self.mlp(self.post_attention_layernorm(x)))
         return out
 

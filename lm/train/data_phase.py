@@ -1,8 +1,9 @@
-"""The run's data, made ready on all ranks, and said in one line what it is."""
+"""The run's data: made ready on all ranks, said in one line what it is, and shared out."""
 
 from __future__ import annotations
 
 from lm.data.prepare import Prepared, prepare
+from lm.errors import UserError
 from lm.train.distributed import World
 from lm.train.folder import Run
 from lm.train.format import short_number
@@ -32,3 +33,15 @@ def summary(prepared: Prepared, tokens: int) -> str:
         f"held out {held_out.documents:,}, {short_number(held_out.tokens)}; "
         f"the run reads {short_number(tokens)}, {short_number(tokens / train.tokens)} epochs"
     )
+
+
+def rows_per_rank(run: Run, ranks: int, section: str = "train") -> int:
+    """Rows that each rank reads in one step. Raises UserError, naming the section, where the batch does not divide."""
+    rows = run.train.global_batch_tokens // run.data.sequence_length
+    if rows % ranks:
+        raise UserError(
+            f"{section}.global_batch_tokens: {run.train.global_batch_tokens} tokens are {rows} rows of "
+            f"{run.data.sequence_length}, which {ranks} ranks cannot share equally: use a multiple of "
+            f"{ranks * run.data.sequence_length}, or another number of ranks"
+        )
+    return rows // ranks

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
 from lm.data.prepare import Validation
 from lm.data.rows import IGNORED
 from lm.model.documents import Documents
-from lm.train.engine import Engine
+from lm.train.distributed import World
+from lm.train.engine import MicroBatch
 from lm.train.evaluation import Evaluation, loss_by_position
 
 
+class Evaluated(Protocol):
+    """A model on all ranks; `lm.train.engine.Engine` is one."""
+
+    @property
+    def world(self) -> World: ...
+    def eval(self) -> None:
+        """Evaluation mode."""
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """The summed loss, and the negative log-likelihood of each target [N] (0 where there is none)."""
+
+
 def evaluate(
-    engine: Engine, validation: Validation, step: int, micro_batch_size: int, max_tokens: int | None = None
+    engine: Evaluated, validation: Validation, step: int, micro_batch_size: int, max_tokens: int | None = None
 ) -> Evaluation:
     """Reads the held-out rows, or evenly spaced ones of at most `max_tokens` tokens, with all ranks. Collective.
 

@@ -32,7 +32,7 @@ from lm.train.tensor_file import replace_text
 from lm.train.trainee import Trainee
 from lm.yaml_tree import dump_tree
 
-SAME = ("model", "base", "extend", "lora", "data", "train.seed", "train.global_batch_tokens")
+SAME = ("model", "base", "extend", "graft", "lora", "data", "train.seed", "train.global_batch_tokens")
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
 FREE = ("data.cache_dir", "data.sources.*.path", "data.tokenizer.path", "base.path", "lora.learning_rates*")
 """Keys of these sections that may change. What lies at the paths is compared by its content, which checkpoints name."""

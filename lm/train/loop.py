@@ -16,7 +16,7 @@ from lm.errors import UserError
 from lm.plan import Plan
 from lm.train import checkpoint, distributed, random_state
 from lm.train.checkpoint import Counters, SaveError
-from lm.train.data_phase import prepare_on_all_ranks
+from lm.train.data_phase import prepare_on_all_ranks, rows_per_rank
 from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
 from lm.train.evaluate import evaluate
@@ -37,53 +37,45 @@ MAX_SKIPPED_IN_A_ROW = 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def train(run: Run) -> None:
+def train(run: Run, kind: type[Training] | None = None) -> None:
     """Trains to `train.steps`, from the newest good checkpoint of `train.output_dir` if it holds one.
 
-    Works alone, under torchrun and under the deepspeed launcher. Raises UserError; on other ranks than 0, which have
-    nothing to add to its message, SystemExit.
+    kind: a training that records or leaves behind something else. Works alone, under torchrun and under the deepspeed
+    launcher. Raises UserError; on other ranks than 0, which have nothing to add to its message, SystemExit.
     """
     try:
-        _train(run)
+        _train(run, kind or Training)
     except UserError:
         if distributed.launched_rank() != 0:
             raise SystemExit(2) from None
         raise
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, kind: type[Training]) -> None:
     folder = RunFolder(run.train.output_dir)
     progress = Progress(rank=distributed.launched_rank(), every=run.log.every)
     if folder.is_complete(run):
         progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
         return
-    rows = rows_per_rank(run, distributed.launched_size())
+    rows = rows_per_rank(run, distributed.launched_size(), kind.section)
     world = distributed.start()
     if run.log.wandb == "online":
         world.on_rank_zero(require_wandb_login)
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
-        training = Training(run, folder, world, progress, prepared, rows)
+        training = kind(run, folder, world, progress, prepared, rows)
         training.resume()
         training.finish_steps()
         training.finish()
     distributed.leave_at_exit()
 
 
-def rows_per_rank(run: Run, ranks: int) -> int:
-    """Rows that each rank reads in one step. Raises UserError where the global batch does not divide."""
-    rows = run.train.global_batch_tokens // run.data.sequence_length
-    if rows % ranks:
-        raise UserError(
-            f"train.global_batch_tokens: {run.train.global_batch_tokens} tokens are {rows} rows of "
-            f"{run.data.sequence_length}, which {ranks} ranks cannot share equally: use a multiple of "
-            f"{ranks * run.data.sequence_length}, or another number of ranks"
-        )
-    return rows // ranks
-
-
 class Training:
     """One run under way."""
+
+    section = "train"
+    """Where a person sets the steps and the batch of this training."""
+    optimizer_section = "optimizer"
 
     def __init__(
         self, run: Run, folder: RunFolder, world: World, progress: Progress, prepared: Prepared, rows: int
@@ -180,13 +172,14 @@ class Training:
                 record, applied = self._step()
                 skipped_in_a_row = 0 if applied else skipped_in_a_row + 1
                 if self._due(train.evaluate_every):
-                    record |= self._evaluate()
+                    record |= self.evaluate()
                 records.write(record)
                 bar.update(record)
                 if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                     raise UserError(
                         f"the last {MAX_SKIPPED_IN_A_ROW} steps had a loss or gradient that is not finite and were "
-                        "skipped. Lower optimizer.lr, or look for what is wrong in the data; then start again."
+                        f"skipped. Lower {self.optimizer_section}.lr, or look for what is wrong in the data; then "
+                        "start again."
                     )
                 stop = request.agreed(self.world)
                 if stop or self._due(train.checkpoint_every):
@@ -224,7 +217,7 @@ class Training:
             tokens=self.counters.tokens + self.run.train.global_batch_tokens,
         )
         flops = float(self.world.sum(torch.tensor(self.step_flops([batch.lengths for batch in micro_batches]))))
-        return self._record(result, lr, flops, time.perf_counter() - start, loaded - start), result.applied
+        return self.record(result, lr, flops, time.perf_counter() - start, loaded - start), result.applied
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows of a step: a pure function of the step."""
@@ -233,9 +226,10 @@ class Training:
         indices = range(first, first + self.rows)
         return [self.prepared.train.rows(indices[begin : begin + size]) for begin in range(0, self.rows, size)]
 
-    def _record(
+    def record(
         self, result: StepResult, lr: float, flops: float, seconds: float, data_seconds: float
     ) -> dict[str, Any]:
+        """What the log says of a step that took `seconds`, `data_seconds` of them for reading. Collective."""
         return {
             "step": self.counters.step,
             "loss": result.loss,
@@ -250,7 +244,8 @@ class Training:
             "data_seconds": data_seconds,
         }
 
-    def _evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
+        """The held-out loss, for the log and for the report."""
         validation, train = self.prepared.validation, self.run.train
         if validation is None:
             return {}
@@ -283,7 +278,7 @@ class Training:
     def finish(self) -> None:
         """Writes what the run leaves behind, and marks it as complete."""
         if self.evaluation is None:
-            self._evaluate()  # the run was killed between its last step and here
+            self.evaluate()  # the run was killed between its last step and here
         found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
         assert found is not None
 

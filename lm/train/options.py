@@ -181,18 +181,26 @@ def schedule_steps(value: float, steps: int) -> int:
 
 def check_run(train: TrainOptions, optimizer: OptimizerOptions, sequence_length: int) -> None:
     """Raise ValueError, naming the key to change, if the sections cannot work together."""
-    if train.global_batch_tokens % sequence_length:
-        below = train.global_batch_tokens // sequence_length * sequence_length
+    check_batch("train.global_batch_tokens", train.global_batch_tokens, "data.sequence_length", sequence_length)
+    check_schedule("optimizer.schedule", optimizer.schedule, "train.steps", train.steps)
+
+
+def check_batch(key: str, tokens: int, length_key: str, length: int) -> None:
+    """Raise ValueError if a batch of `tokens` is not whole rows of `length`."""
+    if tokens % length:
+        below = tokens // length * length
         raise ValueError(
-            f"train.global_batch_tokens is {train.global_batch_tokens}, which is not a multiple of "
-            f"data.sequence_length {sequence_length}: use {max(below, sequence_length)}"
+            f"{key} is {tokens}, which is not a multiple of {length_key} {length}: use {max(below, length)}"
         )
-    schedule = optimizer.schedule
-    warmup = schedule_steps(schedule.warmup_steps, train.steps)
-    decay = schedule_steps(schedule.decay_steps, train.steps) if isinstance(schedule, WsdSchedule) else 0
-    if warmup + decay > train.steps:
+
+
+def check_schedule(key: str, schedule: ScheduleOptions, steps_key: str, steps: int) -> None:
+    """Raise ValueError if the parts of a schedule are longer than a run of `steps`."""
+    warmup = schedule_steps(schedule.warmup_steps, steps)
+    decay = schedule_steps(schedule.decay_steps, steps) if isinstance(schedule, WsdSchedule) else 0
+    if warmup + decay > steps:
         keys = "warmup_steps" if not decay else "warmup_steps and decay_steps"
         raise ValueError(
-            f"optimizer.schedule's {keys} take {warmup + decay} steps, but train.steps is {train.steps}: "
+            f"{key}'s {keys} take {warmup + decay} steps, but {steps_key} is {steps}: "
             f"lower them, or give them as fractions below 1"
         )

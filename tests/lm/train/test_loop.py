@@ -21,9 +21,10 @@ from lm.errors import UserError
 from lm.model.decoder import LanguageModel
 from lm.run_file import RunFile
 from lm.train import checkpoint, manifest
+from lm.train.data_phase import rows_per_rank
 from lm.train.format import short_number
 from lm.train.log import RunLog, read_metrics
-from lm.train.loop import MAX_SKIPPED_IN_A_ROW, rows_per_rank, train
+from lm.train.loop import MAX_SKIPPED_IN_A_ROW, train
 
 MakeRun = Callable[..., RunFile]
 Records = list[dict[str, Any]]
