@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from kernels.linear_cross_entropy import CrossEntropy
 from lm.data.prepare import Validation
 from lm.data.rows import IGNORED
 from lm.model.documents import Documents
@@ -23,8 +23,8 @@ class Evaluated(Protocol):
     def eval(self) -> None:
         """Evaluation mode."""
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The summed loss, and the negative log-likelihood of each target [N] (0 where there is none)."""
+    def forward(self, batch: MicroBatch) -> CrossEntropy:
+        """The summed loss, and what it was for each target [N]."""
 
 
 def evaluate(
