@@ -49,9 +49,9 @@ class World:
         return total
 
     def gather(self, value: T) -> list[T]:
-        """What each rank gave, in the order of ranks."""
+        """What each rank gave, in the order of ranks, however long the slowest takes."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._patient)
         return values
 
     def barrier(self) -> None:
@@ -77,14 +77,23 @@ class World:
 
 
 def start() -> World:
+    """Joins the ranks, as `join` does, and makes DeepSpeed ready for them.
+
+    Sets what DeepSpeed reads when it is first imported, so nothing may import it before.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    world = join()
+    _start_deepspeed()
+    return world
+
+
+def join() -> World:
     """Joins the ranks of the launcher (torchrun or deepspeed), or makes a world of one without a launcher.
 
-    Sets what DeepSpeed reads when it is first imported, so nothing may import it before. Raises UserError where the
-    machine has GPUs, but fewer than ranks.
+    Raises UserError where the machine has GPUs, but fewer than ranks.
     """
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rank, size = launched_rank(), launched_size()
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_gpu and local_rank >= torch.cuda.device_count():
@@ -102,9 +111,7 @@ def start() -> World:
         dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
     if size == 1:
         leave_at_exit()  # nobody to wait for, and threads left behind could abort the interpreter on its way out
-    _start_deepspeed()
-    patient = dist.new_group(backend="gloo", timeout=WAIT_FOR_RANK_ZERO)
-    return World(rank, size, device, patient)
+    return World(rank, size, device, dist.new_group(backend="gloo", timeout=WAIT_FOR_RANK_ZERO))
 
 
 @cache

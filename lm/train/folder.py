@@ -10,11 +10,9 @@ complete.json     written last: the run is done
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -24,6 +22,7 @@ from pydantic import ValidationError
 
 from lm.data.options import DataOptions
 from lm.errors import UserError
+from lm.train.claim import claimed
 from lm.train.distributed import World
 from lm.train.manifest import checkpoints
 from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions
@@ -133,31 +132,9 @@ class RunFolder:
             "copy, or remove it to go on with the settings that you gave now."
         )
 
-    @contextmanager
-    def claimed(self, world: World) -> Iterator[None]:
+    def claimed(self, world: World) -> AbstractContextManager[None]:
         """Holds the folder for this run. Collective; raises UserError if another run has it or it cannot be written."""
-        handles: list[int] = []
-        try:
-            world.on_rank_zero(lambda: handles.append(self._lock()))
-            yield
-        finally:
-            for handle in handles:
-                os.close(handle)  # and with it the lock, as when the process is killed
-
-    def _lock(self) -> int:
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(f"train.output_dir: {self.root} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(
-                f"train.output_dir: another process is training in {self.root}. Wait for it, or choose another folder."
-            ) from None
-        return handle
+        return claimed(self.root, world, "train.output_dir", "training")
 
     def save_config(self, run: Run) -> None:
         """Writes the resolved run file, unless it is there already."""
@@ -183,19 +160,20 @@ def _completed(before: dict[str, Any], run: Run) -> dict[str, Any]:
 
 def _fixed(values: dict[str, Any]) -> dict[str, Any]:
     """The values that must stay the same, by dotted key."""
-    leaves = dict(_leaves(values, ""))
+    found = dict(leaves(values))
     return {
         key: value
-        for key, value in leaves.items()
+        for key, value in found.items()
         if not any(fnmatchcase(key, free) for free in FREE)
         and any(key == same or key.startswith(same + ".") for same in SAME)
     }
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping and no list, with its dotted key behind `path`."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None:
         yield path, value
         return
     for key, item in items:
-        yield from _leaves(item, f"{path}.{key}" if path else str(key))
+        yield from leaves(item, f"{path}.{key}" if path else str(key))

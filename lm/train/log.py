@@ -13,42 +13,26 @@ progress display and the report know, each optional:
     validation_loss      held-out loss after the step, nats per token
     validation_accuracy  share of held-out targets that the model finds most likely
     validation_bits_per_byte
+    eval/TASK@LENGTH     score of a task on the live model, a share in [0, 1]; `eval/TASK@LENGTH/nll` goes with it
 
 Evaluations may ride in the step's own record or come as a record of their own with the same step.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from lm.errors import UserError
+from lm.train.json_lines import JsonLines, Record, plain
 
 METRICS_FILE = "metrics.jsonl"
 
-Record = Mapping[str, Any]
 WandbMode = Literal["online", "offline", "disabled"]
-
-
-def plain(value: Any) -> Any:
-    """`value` as strict JSON: array and tensor scalars become numbers, numbers that are not finite become None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return plain(value.tolist())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -56,86 +40,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     A last line that a killed run left half-written is not a record. Raises UserError where an earlier line is broken.
     """
-    return _whole_records(path)[0]
+    return MetricsFile.read(path)
 
 
-def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole records and the number of bytes of the file that hold them."""
-    if not path.exists():
-        return [], 0
-    records: list[dict[str, Any]] = []
-    size = 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is None and number == len(lines):
-            break
-        if record is None:
-            raise UserError(
-                f"{path}: line {number} is not a record (a JSON object with an integer 'step'). "
-                "Delete that line, or the whole folder to start the run anew."
-            )
-        records.append(record)
-        size += len(line)
-    return records, size
+class MetricsFile(JsonLines):
+    """`metrics.jsonl`."""
 
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    whole = line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if whole else None
-
-
-class MetricsFile:
-    """An append-only JSON-lines file that survives being killed at any byte.
-
-    Every record is one `write` of one line, so that a reader sees whole lines or one half-written last line; opening
-    the file removes that half. Floats are written so that reading them gives the same bits.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Opens `path` for appending and creates it where it is missing. Raises UserError for a broken line."""
-        self.path = path
-        _, size = _whole_records(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
-        self._file.truncate(size)
-
-    def append(self, record: Record) -> None:
-        """Writes one record; it is in the operating system's hands when this returns."""
-        values = plain(record)
-        if not isinstance(values.get("step"), int):
-            raise ValueError(f"a record needs an integer 'step', got {values.get('step')!r}")
-        self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+    required: ClassVar[Mapping[str, type]] = {"step": int}
+    remedy = "Delete that line, or the whole folder to start the run anew."
 
     def truncate_after(self, step: int) -> int:
         """Removes every record with a step above `step` and returns how many those were.
 
         A resumed run calls it with its checkpoint's step, so that the steps it is about to repeat are there once.
         """
-        records, _ = _whole_records(self.path)
+        records = self.read(self.path)
         kept = [record for record in records if record["step"] <= step]
-        if len(kept) == len(records):
-            return 0
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        self._file.close()
-        temporary.replace(self.path)
-        self._file = self.path.open("ab", buffering=0)
+        if len(kept) < len(records):
+            self.keep(kept)
         return len(records) - len(kept)
-
-    def sync(self) -> None:
-        """Forces what was appended to the disk (a checkpoint calls it, so that its metrics survive a power cut)."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def require_wandb_login() -> None:

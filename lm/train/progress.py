@@ -18,6 +18,8 @@ from rich.text import Text
 from lm.train.format import duration, short_number
 
 SPEED_WINDOW_STEPS = 50
+PACE_SECONDS = 600.0
+"""Over which the pace of a phase is told: its pieces of work may take minutes each."""
 
 
 class Phase:
@@ -111,10 +113,13 @@ class _Count(ProgressColumn):
 
 
 class _Clock(ProgressColumn):
-    """Time left where the work tells it, else time spent."""
+    """Time left where the work tells it or its pace does, else time spent."""
 
     def render(self, task: Task) -> Text:
-        return Text(task.fields["clock"] or duration(task.elapsed or 0), style="progress.remaining")
+        clock = task.fields["clock"]
+        if not clock and task.time_remaining:
+            clock = f"{duration(task.time_remaining)} left"
+        return Text(clock or duration(task.elapsed or 0), style="progress.remaining")
 
 
 class Progress:
@@ -143,6 +148,7 @@ class Progress:
             expand=True,
             transient=True,
             refresh_per_second=5,
+            speed_estimate_period=PACE_SECONDS,
         )
 
     def say(self, message: str) -> None:

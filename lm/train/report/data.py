@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from lm.errors import UserError
 from lm.plan import LayerPlan, Plan
 from lm.train.evaluation import Evaluation
-from lm.train.log import METRICS_FILE, plain, read_metrics
+from lm.train.json_lines import plain
+from lm.train.log import METRICS_FILE, read_metrics
 from lm.train.sample import Sample, SamplingSettings
 
 EVALUATION_FILE = "evaluation.json"

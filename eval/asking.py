@@ -1,0 +1,143 @@
+"""Asks a model what it has not been asked yet, on all ranks, and writes every answer down as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.model import Model
+from eval.results import Record, SampleFile
+from eval.selection import Questions
+from eval.statistics import estimate, percent
+from eval.tasks import Sample, Task
+from lm.data.fingerprint import content_digest
+from lm.errors import UserError
+from lm.train.distributed import World
+from lm.train.progress import Progress
+
+Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample to be asked; index counts within its task and length."""
+
+    task: Task
+    index: int
+    sample: Sample
+
+    @property
+    def key(self) -> Key:
+        return self.task.name, self.sample.length, self.index
+
+    @property
+    def prompt_hash(self) -> str:
+        return content_digest([self.sample.prompt.encode()])
+
+    def record(self, prediction: str) -> dict[str, Any]:
+        """The line of samples.jsonl."""
+        sample = self.sample
+        return {
+            "task": sample.task,
+            "length": sample.length,
+            "index": self.index,
+            "id": sample.id,
+            "prompt": self.prompt_hash,
+            "answers": sample.answers,
+            "prediction": prediction,
+            "score": float(self.task.score(prediction, sample)),
+            "meta": dict(sample.meta),
+        }
+
+
+def ask(
+    model: Model, questions: Sequence[Questions], path: Path, batch_tokens: int, world: World, progress: Progress
+) -> None:
+    """Answers every sample that the file at `path` holds no answer to. Collective.
+
+    Ranks take the samples in turn and answer them by batches; rank 0 writes, so that a kill loses one batch of each.
+    """
+    items = [Item(one.task, index, sample) for one in questions for index, sample in enumerate(one.samples)]
+    done = world.on_rank_zero(lambda: answered(path, items))
+    mine = [item for item in items[world.rank :: world.size] if item.key not in done]
+    batches = list(batched(mine, batch_tokens))
+    board = _Board(questions, done)
+    with (
+        progress.phase("answering", total=sum(item.sample.length for item in items)) as phase,
+        _writer(path, world) as write,
+    ):
+        phase.advance(sum(item.sample.length for item in items if item.key in done))
+        for number in range(max(world.gather(len(batches)))):
+            answers = _answer(model, batches[number]) if number < len(batches) else []
+            records = [record for part in world.gather(answers) for record in part]
+            for record in records:
+                write(record)
+                if line := board.add(record):
+                    progress.say(line)
+            phase.advance(sum(record["length"] for record in records))
+            phase.update(note=f"{records[-1]['task']} at {records[-1]['length']:,} tokens")
+
+
+@contextmanager
+def _writer(path: Path, world: World) -> Iterator[Callable[[Record], None]]:
+    if world.rank == 0:
+        with closing(SampleFile(path)) as file:
+            yield file.append
+    else:
+        yield lambda record: None
+
+
+def _answer(model: Model, batch: Sequence[Item]) -> list[dict[str, Any]]:
+    prompts = [model.encode(item.sample.prompt, bos=True) for item in batch]
+    written = model.generate(prompts, batch[0].sample.max_new_tokens)
+    return [item.record(model.decode(ids)) for item, ids in zip(batch, written, strict=True)]
+
+
+class _Board:
+    """The scores of each task and length, and which of these are complete."""
+
+    def __init__(self, questions: Sequence[Questions], done: Mapping[Key, float]) -> None:
+        self._wanted = {(one.task.name, one.length): len(one.samples) for one in questions}
+        self._scores: dict[tuple[str, int], list[float]] = {place: [] for place in self._wanted}
+        for (task, length, _), score in done.items():
+            self._scores[task, length].append(score)
+
+    def add(self, record: Record) -> str | None:
+        """Counts a score; the line to be said where it was its task's last one at this length."""
+        place = record["task"], record["length"]
+        self._scores[place].append(record["score"])
+        if len(self._scores[place]) < self._wanted[place]:
+            return None
+        return f"{place[0]} at {place[1]:,} tokens  {percent(estimate(self._scores[place]))}"
+
+
+def answered(path: Path, items: Sequence[Item]) -> dict[Key, float]:
+    """The scores of the items that a file holds answers to. Raises UserError where it asked something else."""
+    asked = {item.key: item for item in items}
+    done: dict[Key, float] = {}
+    for record in SampleFile.read(path):
+        item = asked.get((record["task"], record["length"], record["index"]))
+        if item is None or record["prompt"] != item.prompt_hash:
+            raise UserError(
+                f"{path}: sample {record['index']} of {record['task']} at {record['length']} tokens was another one, "
+                "written by another version of this program. Choose another folder."
+            )
+        done[item.key] = record["score"]
+    return done
+
+
+def batched(items: Sequence[Item], tokens: int) -> Iterator[list[Item]]:
+    """Neighbours of equal answer length, in batches of at most `tokens` tokens, or of one item."""
+    batch: list[Item] = []
+    for item in items:
+        longest = max(other.sample.length for other in (*batch, item))
+        alike = all(other.sample.max_new_tokens == item.sample.max_new_tokens for other in batch[:1])
+        if batch and not (alike and (len(batch) + 1) * longest <= tokens):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

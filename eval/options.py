@@ -1,0 +1,66 @@
+"""What an evaluation runs: the options of `braid eval`, and the run file's `evaluations` section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from lm.options import Options
+
+Length = Annotated[int, Field(ge=1)]
+
+
+class SuiteOptions(Options):
+    """Tasks of the offline suite, and how long and how many their samples are."""
+
+    suite: str | None = Field(default=None, description="A named set of tasks; excludes tasks.")
+    tasks: tuple[str, ...] = Field(default=(), description="Names of tasks, in place of a suite.")
+    lengths: tuple[Length, ...] = Field(
+        min_length=1, description="Lengths of the samples in tokens of the model's tokenizer, the answer included."
+    )
+    samples: int = Field(default=50, ge=1, description="Samples of each task at each length.")
+    seed: int = Field(default=42, ge=0, description="Decides the samples, together with task, length and tokenizer.")
+    haystack: Path | None = Field(
+        default=None, description="Text that tasks hide things in; null is the documentation that comes with Python."
+    )
+    squad: Path | None = Field(default=None, description="SQuAD v2.0's dev file, for RULER's qa_1.")
+    hotpotqa: Path | None = Field(default=None, description="HotpotQA's distractor dev file, for RULER's qa_2.")
+
+    @model_validator(mode="after")
+    def _named_once(self) -> SuiteOptions:
+        if self.suite is not None and self.tasks:
+            raise ValueError("suite names a set of tasks: remove it, or remove tasks")
+        for key in ("tasks", "lengths"):
+            values = getattr(self, key)
+            if doubled := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+                raise ValueError(f"{key} names {', '.join(map(str, doubled))} more than once: once is enough")
+        return self
+
+
+class EvaluationOptions(SuiteOptions):
+    """One call of `braid eval`."""
+
+    perplexity: tuple[Path, ...] = Field(default=(), description="Texts to measure perplexity on.")
+    batch_tokens: int = Field(default=16_384, ge=1, description="Padded tokens of one forward; changes no result.")
+
+
+class LiveOptions(SuiteOptions):
+    """Tasks scored on the model while it trains: are the answers what it would write, word for word?
+
+    Every answer is read behind its prompt and counts where each of its tokens is the likeliest one, so a sample costs
+    one forward.
+    """
+
+    every: int = Field(ge=1, description="Steps between evaluations; one more follows the last step.")
+    seconds: float = Field(
+        default=60.0, gt=0, description="Time after which an evaluation ends with the samples that it has scored."
+    )
+    samples: int = Field(default=20, ge=1, description="Samples of each task at each length.")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> LiveOptions:
+        if self.suite is None and not self.tasks:
+            raise ValueError("nothing to evaluate: set suite to a named set of tasks, or tasks to names of tasks")
+        return self
