@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ class Efficiency:
     """One row of `length` tokens, and the steps after it.
 
     prefill_tokens_per_second: of the fastest of a few prefills. decode_tokens_per_second: of the median step.
-    cache_bytes: tensors of the cache after the prefill. peak_bytes: most memory in use meanwhile, weights included: of
+    cache_bytes: tensors of the cache at the end. peak_bytes: most memory in use meanwhile, weights included: of
     the GPU, or resident of the process; None where the system does not say.
     """
 
@@ -39,11 +40,11 @@ class Efficiency:
 
 @torch.inference_mode()
 def measure(model: Model, length: int) -> Efficiency:
-    """Reads `length` random tokens, then writes `DECODE_STEPS` of them."""
+    """Reads random tokens, then writes the last `DECODE_STEPS` of `length` (at least one of each) in single steps."""
     network, device = model.model, model.device
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
-    ids = torch.randint(model.model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(device)
+    count, vocabulary = max(1, length - DECODE_STEPS), network.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(0)).to(device)
 
     def read(tokens: Tensor, cache: Any = None) -> Any:
         return network(input_ids=tokens, past_key_values=cache, use_cache=True, **last_only).past_key_values
@@ -53,11 +54,11 @@ def measure(model: Model, length: int) -> Efficiency:
     times: list[float] = []
     while not times or (sum(times) < PREFILL_SECONDS and len(times) < PREFILL_ROUNDS):
         cache = None  # the one before is not to stand beside it
-        seconds, cache = _timed(lambda: read(ids), device)
+        seconds, cache = _timed(partial(read, ids, None), device)
         times.append(seconds)
-    size = cache_bytes(cache)
     steps = _decode(read, ids, cache, device, DECODE_STEPS)
-    return Efficiency(length, length / min(times), 1 / median(steps), size, _peak(device) if noted else None)
+    peak = _peak(device) if noted else None
+    return Efficiency(length, count / min(times), 1 / median(steps), cache_bytes(cache), peak)
 
 
 def _decode(
@@ -67,7 +68,7 @@ def _decode(
     times = []
     for step in range(steps):
         token = ids[:, step % ids.shape[1], None]
-        seconds, cache = _timed(lambda token=token, cache=cache: read(token, cache), device)
+        seconds, cache = _timed(partial(read, token, cache), device)
         times.append(seconds)
     return times
 

@@ -101,24 +101,30 @@ class Results:
     def lengths(self) -> list[int]:
         return sorted({cell.length for cell in self.cells})
 
+    @cached_property
+    def prompts(self) -> str:
+        """Names all prompts."""
+        return content_digest(cell.prompts.encode() for cell in self.cells)
+
     def cell(self, task: str, length: int) -> Cell | None:
         return next((cell for cell in self.cells if (cell.task, cell.length) == (task, length)), None)
 
     def measured(self, kind: str) -> list[Record]:
         return [record for record in self.measurements if record["kind"] == kind]
 
-    def mean(self, length: int) -> float | None:
-        """The mean of the tasks' mean scores at a length."""
-        means = [cell.estimate.mean for cell in self.cells if cell.length == length]
-        return sum(means) / len(means) if means else None
+    @cached_property
+    def means(self) -> dict[int, float]:
+        """By length, the mean of the mean scores of the tasks asked there."""
+        groups = {n: [cell.estimate.mean for cell in self.cells if cell.length == n] for n in self.lengths}
+        return {length: sum(means) / len(means) for length, means in groups.items()}
 
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             **self.settings,
-            "prompts": content_digest(cell.prompts.encode() for cell in self.cells),
+            "prompts": self.prompts,
             "scores": [cell.to_json() for cell in self.cells],
-            "means": {str(length): self.mean(length) for length in self.lengths},
+            "means": {str(length): mean for length, mean in self.means.items()},
             "measurements": list(self.measurements),
             "skipped": list(self.skipped),
             "environment": dict(self.environment),

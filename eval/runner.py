@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from eval.asking import ask
 from eval.efficiency import measure
 from eval.model import Model
 from eval.options import EvaluationOptions
 from eval.results import MeasurementFile, ResultFolder, Results, SampleFile, cells
-from eval.selection import Questions, Skipped, chosen_tasks, write_questions
+from eval.selection import Questions, Skipped, write_questions
 from eval.tasks import Haystack, Task, open_haystack
 from lm.data.fingerprint import content_digest, digest
 from lm.errors import UserError
@@ -24,12 +26,23 @@ from lm.train.progress import Progress
 class Evaluation:
     """One evaluation under way, on this rank."""
 
-    def __init__(self, model: Model, path: str, options: EvaluationOptions, world: World, progress: Progress) -> None:
-        """path: where the model came from, as the user wrote it. Raises UserError for what does not exist."""
-        self.model, self.options, self.world, self.progress = model, options, world, progress
-        self.tasks = chosen_tasks(options, "--suite", "--tasks")
+    def __init__(
+        self,
+        model: Model,
+        path: str,
+        tasks: Sequence[Task],
+        options: EvaluationOptions,
+        world: World,
+        progress: Progress,
+    ) -> None:
+        """path: where the model came from, as the user wrote it. tasks: those that the options choose.
+
+        Raises UserError for texts that do not exist, and lengths that the model has no positions for.
+        """
+        self.model, self.tasks, self.options, self.world, self.progress = model, tasks, options, world, progress
         self.haystack = open_haystack(options.haystack, options.squad, options.hotpotqa)
-        self.settings = settings_of(model, path, options, self.tasks, self.haystack)
+        require_positions(model, options.lengths)
+        self.settings = settings_of(model, path, options, tasks, self.haystack)
         model.batch_tokens = options.batch_tokens
 
     def run(self, folder: ResultFolder) -> Results | None:
@@ -37,6 +50,11 @@ class Evaluation:
 
         Raises UserError where the folder is in use or holds another evaluation, or where no task can be asked.
         """
+        longer = [length for length in self.options.lengths if length > self.model.context]
+        if longer:
+            self.progress.say(
+                f"{self.model.name} is made for {self.model.context:,} tokens: longer lengths extrapolate"
+            )
         with folder.claimed(self.world, self.settings):
             questions, skipped = self._questions()
             ask(self.model, questions, folder.samples, self.options.batch_tokens, self.world, self.progress)
@@ -112,6 +130,19 @@ def settings_of(
         "hotpotqa": _file_hash(options.hotpotqa),
         "perplexity": {text.name: _file_hash(text) for text in options.perplexity},
     }
+
+
+def require_positions(model: Model, lengths: Sequence[int]) -> None:
+    """Raises UserError for lengths at which the model has no embedding of the position."""
+    learned = [
+        module.num_embeddings
+        for name, module in model.model.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith(("wpe", "embed_positions", "position_embeddings"))
+    ]
+    if learned and max(lengths) > model.context:
+        raise UserError(
+            f"--lengths: {max(lengths)} is beyond the {model.context} positions that {model.name} has embeddings for"
+        )
 
 
 def tokenizer_hash(model: Model) -> str:

@@ -19,8 +19,9 @@ PLAN = {"lm.plan", *MODEL}
 HF = {"lm.hf", *MODEL}
 TRAIN = {"lm.train", "lm.hf", "lm.plan", "lm.yaml_tree", *MODEL, *DATA}
 EXTEND = {"lm.extend", *TRAIN}
-RUN_FILE = {"lm.run_file", "lm.option_errors", *EXTEND}
-VERBS = {"lm.verbs", "lm.arguments", "lm.option_reference", "lm.export", "lm.plan_table", *RUN_FILE}
+RUN_FILE = {"lm.run_file", "lm.option_errors", "eval.options", *EXTEND}
+EVAL = {"eval", "lm.export", *RUN_FILE}
+VERBS = {"lm.verbs", "lm.arguments", "lm.option_reference", "lm.plan_table", *EVAL}
 CLI = {"lm.cli", *VERBS}
 FLOORS: dict[str, set[str]] = {
     "kernels": {"kernels"},
@@ -47,11 +48,13 @@ FLOORS: dict[str, set[str]] = {
     "lm.run_file": RUN_FILE,
     "lm.plan_table": RUN_FILE,
     "lm.export": RUN_FILE,
+    "eval": EVAL,
+    "eval.options": BASE,
+    "eval.__main__": {"lm.cli"},
     "lm.verbs": VERBS,
     "lm.cli": CLI,
     "lm.__main__": {"lm.cli"},
     "train": {"lm.cli"},
-    "eval": {"eval", *CLI},
     "benchmarks": {"benchmarks", "eval", *CLI},
 }
 # All that the rest of the house knows of the mixers: what each is, and that there are some.

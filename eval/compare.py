@@ -1,0 +1,116 @@
+"""Results side by side: what differs between two models on the same questions, and the tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from eval.results import Cell, Results
+from eval.statistics import Paired, compare_paired, percent
+from lm.train.format import byte_size, short_number
+
+NOT_PAIRED = "other prompts: not paired"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A task at a length that two models were asked. paired: None where their prompts differ."""
+
+    first: Cell
+    second: Cell
+    paired: Paired | None
+
+    @property
+    def difference(self) -> float:
+        return self.second.estimate.mean - self.first.estimate.mean
+
+    def words(self) -> tuple[str, str, str, str]:
+        """Difference in points, its interval, p, and the test."""
+        difference = f"{100 * self.difference:+.1f}"
+        if self.paired is None:
+            return difference, "", "", NOT_PAIRED
+        low, high = f"{100 * self.paired.low:+.1f}", f"{100 * self.paired.high:+.1f}"
+        test = f"{self.paired.test}, {self.paired.better} better, {self.paired.worse} worse"
+        return difference, f"[{low}, {high}]", f"{self.paired.p:.2g}", test
+
+
+def contrasts(first: Results, second: Results) -> Iterator[Contrast]:
+    """Every task and length that both were asked, in the order of the first."""
+    for cell in first.cells:
+        other = second.cell(cell.task, cell.length)
+        if other is not None:
+            paired = compare_paired(cell.scores, other.scores) if cell.prompts == other.prompts else None
+            yield Contrast(cell, other, paired)
+
+
+def labels(results: Sequence[Results]) -> list[str]:
+    """A name for each result: its model's, numbered where models share one."""
+    names = [result.name for result in results]
+    return [
+        f"{name} ({names[: place + 1].count(name)})" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
+
+
+def print_scores(results: Results) -> None:
+    """The scores of one evaluation, its perplexities, and what its lengths cost, to standard output."""
+    console = _console()
+    if results.cells:
+        console.print(_score_table(results))
+    if results.measured("efficiency"):
+        console.print(_efficiency_table(results))
+
+
+def print_comparison(results: Sequence[Results]) -> None:
+    """Every later result beside the first, to standard output."""
+    console, names = _console(), labels(results)
+    for name, other in zip(names[1:], results[1:], strict=True):
+        table = Table(title=f"{name} against {names[0]}: percent [95 % interval]")
+        for column in ("task", "tokens", names[0], name, "difference", "95 %", "p", "paired test"):
+            table.add_column(column, justify="left" if column in ("task", "paired test") else "right")
+        for found in contrasts(results[0], other):
+            scores = percent(found.first.estimate), percent(found.second.estimate)
+            table.add_row(found.first.task, f"{found.first.length:,}", *scores, *found.words())
+        console.print(table)
+        if table.row_count == 0:
+            console.print(f"{names[0]} and {name} were asked nothing in common")
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def _score_table(results: Results) -> Table:
+    table = Table(title=f"{results.name}: percent [95 % interval], {results.settings['samples']} samples each")
+    table.add_column("task")
+    for length in results.lengths:
+        table.add_column(f"{length:,}", justify="right")
+    for task in results.tasks:
+        found = [results.cell(task, length) for length in results.lengths]
+        table.add_row(task, *("" if cell is None else percent(cell.estimate) for cell in found))
+    if len(results.tasks) > 1:
+        table.add_section()
+        table.add_row("mean of the tasks", *(f"{100 * results.means[length]:.1f}" for length in results.lengths))
+    return table
+
+
+def _efficiency_table(results: Results) -> Table:
+    table = Table(title="One row of tokens")
+    for column in ("tokens", "read, tokens/s", "written, tokens/s", "cache", "peak memory"):
+        table.add_column(column, justify="right")
+    for found in results.measured("efficiency"):
+        peak = found["peak_bytes"]
+        table.add_row(
+            f"{found['length']:,}",
+            short_number(found["prefill_tokens_per_second"]),
+            short_number(found["decode_tokens_per_second"]),
+            byte_size(found["cache_bytes"]),
+            "unknown" if peak is None else byte_size(peak),
+        )
+    return table

@@ -1,0 +1,62 @@
+"""What `braid eval` does: evaluates a model and shows the result, or sets results side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from eval.compare import print_comparison, print_scores
+from eval.opening import open_model
+from eval.options import EvaluationOptions
+from eval.page import write_page
+from eval.results import ResultFolder, load_results
+from eval.runner import Evaluation
+from eval.selection import chosen_tasks
+from lm.train import distributed
+from lm.train.progress import Progress
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the user names it; see `open_model`."""
+
+    path: str
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+
+
+def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> None:
+    """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
+    tasks = chosen_tasks(options, "--suite", "--tasks")
+    logging.set_verbosity_error()  # what it warns of, lengths beyond the context say, is said here once
+    progress = Progress(rank=distributed.launched_rank())
+    world = distributed.join()
+    with progress.phase(f"opening {choice.path}"):
+        model = open_model(
+            choice.path,
+            adapter=choice.adapter,
+            revision=choice.revision,
+            dtype=None if choice.dtype is None else DTYPES[choice.dtype],
+        )
+    folder = ResultFolder(output)
+    results = Evaluation(model, choice.path, tasks, options, world, progress).run(folder)
+    if results is not None:
+        print_scores(results)
+        write_page([results], folder.page)
+        progress.say(f"results: {folder.results}, {folder.page}")
+    distributed.leave_at_exit()
+
+
+def compare(folders: Sequence[Path], page: Path) -> None:
+    """Prints each later result beside the first, and writes the page of all. Raises UserError for what is no result."""
+    results = [load_results(folder) for folder in folders]
+    print_comparison(results)
+    write_page(results, page)
+    print(f"page: {page}")

@@ -1,0 +1,123 @@
+"""One HTML page for one evaluation or for several side by side; it needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from eval.compare import contrasts, labels
+from eval.page_charts import curves, depth_maps, efficiency_charts, position_chart, score_maps
+from eval.results import Results
+from eval.statistics import percent
+from lm.train.format import short_number
+from lm.train.report.markup import definitions, table, text
+from lm.train.report.style import STYLE
+from lm.train.tensor_file import replace_text
+
+Named = Sequence[tuple[str, Results]]
+WORDS = frozenset({"task", "paired test", "reason", "text", "protocol"})
+
+
+def write_page(results: Sequence[Results], path: Path) -> None:
+    """Writes the page of these results, replacing an older one; the first is what the others are compared with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, render(results))
+
+
+def render(results: Sequence[Results]) -> str:
+    """The whole page."""
+    named = list(zip(labels(results), results, strict=True))
+    title = " · ".join(name for name, _ in named)
+    sections = [
+        _section("Scores", [*score_maps(named), *curves(named)]),
+        _section("By depth and length", depth_maps(named)),
+        _tables(named),
+        _comparisons(named),
+        _section("Loss by position", position_chart(named)),
+        _section("Speed and memory", efficiency_charts(named)),
+        *(_about(name, result) for name, result in named),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<header><h1>{text(title)}</h1><div class="cards">{_cards(named)}</div></header>\n'
+        + "\n".join(part for part in sections if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _cards(named: Named) -> str:
+    cards = []
+    for name, result in named:
+        whose = f"{name}: " if len(named) > 1 else ""
+        for length in result.lengths[-1:]:
+            cards.append((f"{100 * result.means[length]:.1f} %", f"{whose}mean score at {length:,} tokens"))
+        cards.append((short_number(result.settings["model"]["parameters"]), f"{whose}parameters"))
+    return "".join(f"<div><b>{text(value)}</b><span>{text(what)}</span></div>" for value, what in cards)
+
+
+def _section(title: str, figures: Iterable[str]) -> str:
+    shown = "".join(figures)
+    return f'<section><h2>{text(title)}</h2><div class="charts">{shown}</div></section>' if shown else ""
+
+
+def _tables(named: Named) -> str:
+    parts = []
+    for name, result in named:
+        if result.cells:
+            lengths = result.lengths
+            cells = [[result.cell(task, length) for length in lengths] for task in result.tasks]
+            rows = [
+                [task, *("" if cell is None else percent(cell.estimate) for cell in row)]
+                for task, row in zip(result.tasks, cells, strict=True)
+            ]
+            rows.append(["mean of the tasks", *(f"{100 * result.means[length]:.1f}" for length in lengths)])
+            columns = ["task", *(f"{length:,} tokens" for length in lengths)]
+            parts.append(f"<h2>{text(name)}: percent and 95 % interval</h2>{_panel(table(columns, rows, WORDS))}")
+    return f"<section>{''.join(parts)}</section>" if parts else ""
+
+
+def _comparisons(named: Named) -> str:
+    parts = []
+    for name, other in named[1:]:
+        first_name, first = named[0]
+        rows = [
+            (
+                found.first.task,
+                f"{found.first.length:,}",
+                percent(found.first.estimate),
+                percent(found.second.estimate),
+                *found.words(),
+            )
+            for found in contrasts(first, other)
+        ]
+        columns = ["task", "tokens", first_name, name, "difference", "95 %", "p", "paired test"]
+        body = table(columns, rows, WORDS) if rows else '<p class="empty">They were asked nothing in common.</p>'
+        parts.append(f"<h2>{text(name)} against {text(first_name)}</h2>{_panel(body)}")
+    return f"<section>{''.join(parts)}</section>" if parts else ""
+
+
+def _about(name: str, result: Results) -> str:
+    settings = result.settings
+    model = settings["model"]
+    facts = [
+        ("model", model["path"]),
+        ("configuration and weights", model["fingerprint"]),
+        ("tokenizer", settings["tokenizer"]),
+        ("context", f"{model['context']:,} tokens"),
+        ("precision", model["dtype"]),
+        ("samples", f"{settings['samples']} of each task and length, seed {settings['seed']}"),
+        ("hash of all prompts", result.prompts),
+    ]
+    if settings["haystack"]:
+        facts.append(("haystack", f"{settings['haystack']['name']}, {settings['haystack']['digest'][:16]}"))
+    body = definitions([*facts, *result.environment.items()])
+    if result.skipped:
+        rows = [(one["task"], f"{one['length']:,}", one["reason"]) for one in result.skipped]
+        body += f"<p>Not asked:</p>{table(('task', 'tokens', 'reason'), rows, WORDS)}"
+    return f"<section><h2>What fixes {text(name)}</h2>{_panel(body)}</section>"
+
+
+def _panel(body: str) -> str:
+    return f'<div class="panel">{body}</div>'

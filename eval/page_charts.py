@@ -1,0 +1,114 @@
+"""The charts of an evaluation's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean
+
+from eval.results import Cell, Record, Results
+from lm.train.report.charts import Point, Series, line_chart
+from lm.train.report.heat_map import heat_map
+from lm.train.report.scale import Axis
+
+Named = Sequence[tuple[str, Results]]
+COLOURS = 4
+TOKENS = Axis("tokens", log=2)
+PERCENT = Axis("percent", from_zero=True)
+MOST_DEPTHS = 11
+DEPTH_BINS = 10
+FIGURES = {
+    "prefill_tokens_per_second": ("Reading", "tokens per second", 1.0),
+    "decode_tokens_per_second": ("Writing", "tokens per second", 1.0),
+    "cache_bytes": ("Cache", "MiB", 2.0**20),
+    "peak_bytes": ("Peak memory, weights included", "MiB", 2.0**20),
+}
+
+
+def score_maps(named: Named) -> Iterator[str]:
+    """For each model the mean score of every task at every length."""
+    for name, result in named:
+        if result.cells:
+            rows = [[_mean(result.cell(task, length)) for length in result.lengths] for task in result.tasks]
+            columns = [f"{length:,}" for length in result.lengths]
+            yield heat_map(f"{name}: score by task and length", columns, result.tasks, rows, "tokens", "task")
+
+
+def _mean(cell: Cell | None) -> float | None:
+    return None if cell is None else cell.estimate.mean
+
+
+def curves(named: Named) -> Iterator[str]:
+    """Score against length, where there is more than one: the mean of all tasks; for several models, each task too."""
+    if len({length for _, result in named for length in result.lengths}) < 2:
+        return
+    means = {name: [(n, 100 * share) for n, share in result.means.items()] for name, result in named}
+    yield line_chart("Mean of the tasks by length", _series(means), TOKENS, PERCENT)
+    if len(named) > 1:
+        for task in dict.fromkeys(task for _, result in named for task in result.tasks):
+            lines = {
+                name: [(cell.length, 100 * cell.estimate.mean) for cell in result.cells if cell.task == task]
+                for name, result in named
+            }
+            yield line_chart(task, _series(lines), TOKENS, PERCENT)
+
+
+def depth_maps(named: Named) -> Iterator[str]:
+    """For each task that hides something at a depth, and each model, the mean score at each depth and length."""
+    tasks = dict.fromkeys(task for _, result in named for task in result.tasks)
+    for task in tasks:
+        for name, result in named:
+            cells = [cell for cell in result.cells if cell.task == task]
+            depths = [record["meta"]["depth"] for cell in cells for record in cell.samples if "depth" in record["meta"]]
+            if depths:
+                yield _depth_map(f"{name}: {task}", cells, depths)
+
+
+def _depth_map(title: str, cells: Sequence[Cell], depths: Sequence[float]) -> str:
+    distinct = sorted(set(depths))
+    few = len(distinct) <= MOST_DEPTHS
+    borders = distinct if few else [place / DEPTH_BINS for place in range(DEPTH_BINS)]
+    names = [f"{100 * depth:.0f} %" if few else f"{100 * depth:.0f}-{100 * depth + 10:.0f} %" for depth in borders]
+    rows: list[list[float | None]] = [[None] * len(cells) for _ in borders]
+    for column, cell in enumerate(cells):
+        groups: dict[int, list[float]] = {}
+        for record in cell.samples:
+            if "depth" in record["meta"]:
+                row = max(place for place, border in enumerate(borders) if border <= record["meta"]["depth"] + 1e-9)
+                groups.setdefault(row, []).append(record["score"])
+        for row, scores in groups.items():
+            rows[row][column] = mean(scores)
+    columns = [f"{cell.length:,}" for cell in cells]
+    return heat_map(title, columns, names, rows, "tokens", "depth of what is asked for")
+
+
+def position_chart(named: Named) -> Iterator[str]:
+    """For each text the loss at every position, of all models."""
+    texts: dict[str, dict[str, Sequence[Point]]] = {}
+    for name, result in named:
+        for record in result.measured("perplexity"):
+            if record.get("by_position"):
+                texts.setdefault(record["of"], {})[name] = [_middle(part) for part in record["by_position"]]
+    for of, lines in texts.items():
+        yield line_chart(of, _series(lines), Axis("position", log=2), Axis("nats per token"))
+
+
+def _middle(part: Record) -> Point:
+    # The geometric middle of a bin, positions counted from 1, is its middle on the axis.
+    return ((part["first"] + 1) * part["end"]) ** 0.5, part["loss"]
+
+
+def efficiency_charts(named: Named) -> Iterator[str]:
+    """Speed, cache and memory against length."""
+    for key, (title, unit, scale) in FIGURES.items():
+        lines: dict[str, Sequence[Point]] = {}
+        for name, result in named:
+            found = result.measured("efficiency")
+            lines[name] = [(one["length"], None if one[key] is None else one[key] / scale) for one in found]
+        if any(value is not None for points in lines.values() for _, value in points):
+            yield line_chart(title, _series(lines), TOKENS, Axis(unit, from_zero=True))
+
+
+def _series(lines: Mapping[str, Sequence[Point]]) -> list[Series]:
+    return [
+        Series(name, points, "dots", colour=number % COLOURS) for number, (name, points) in enumerate(lines.items())
+    ]

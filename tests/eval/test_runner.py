@@ -1,0 +1,207 @@
+"""Whole evaluations of tiny models: what is in the folder, whatever happened on the way."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.asking import ask
+from eval.model import Model
+from eval.results import SampleFile, load_results
+from eval.selection import Questions
+from eval.tasks import TASKS, open_haystack
+from lm.cli import main
+from lm.train.progress import Progress
+
+SaveModel = Callable[..., None]
+SETTINGS = ("--tasks", "passkey,passkey_longlora", "--lengths", "520,600", "--samples", "6", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def folder(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model("llama", folder, initializer_range=0.1)
+    return folder
+
+
+def evaluate(folder: Path, output: Path, *more: str) -> int:
+    return main(["eval", str(folder), *SETTINGS, "--output", str(output), *more])
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def without_clock(output: Path) -> dict[str, Any]:
+    """The result but for the figures that depend on how busy the machine is."""
+    values = read(output / "results.json")
+    assert [found["of"] for found in values.pop("measurements")] == ["520", "600"]
+    return dict(values)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of an evaluation that nothing interrupted; only to be read."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    assert evaluate(folder, output) == 0
+    return output
+
+
+def test_a_result_says_all_that_fixes_it(whole: Path, folder: Path) -> None:
+    values = read(whole / "results.json")
+    assert values["model"]["name"] == "tiny"
+    assert values["model"]["path"] == str(folder)
+    assert len(values["model"]["fingerprint"]) == len(values["tokenizer"]) == len(values["prompts"]) == 16
+    assert (values["seed"], values["samples"], values["lengths"]) == (3, 6, [520, 600])
+    assert {"torch", "transformers", "Python"} <= values["environment"].keys()
+    assert values["haystack"]["digest"]
+    scores = {(cell["task"], cell["length"]): cell for cell in values["scores"]}
+    assert scores.keys() == {(task, n) for task in ("passkey", "passkey_longlora") for n in (520, 600)}
+    records = SampleFile.read(whole / "samples.jsonl")
+    assert len(records) == 24
+    for (task, length), cell in scores.items():
+        mine = [record["score"] for record in records if (record["task"], record["length"]) == (task, length)]
+        assert cell["mean"] == pytest.approx(sum(mine) / 6)
+        assert (cell["n"], cell["metric"]) == (6, TASKS[task].metric)
+    speed = values["measurements"][0]
+    assert speed["prefill_tokens_per_second"] > 0
+    assert speed["decode_tokens_per_second"] > 0
+    assert speed["cache_bytes"] == 2 * 2 * 2 * 8 * 4 * 520  # layers, keys and values, heads, width, fp32, tokens
+    assert speed["peak_bytes"] is None or speed["peak_bytes"] > speed["cache_bytes"]
+    assert "</html>" in (whole / "report.html").read_text()
+
+
+@pytest.mark.launch
+def test_killed_at_any_moment_it_goes_on_to_the_same_result(whole: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    spawning = multiprocessing.get_context("spawn")
+    process = spawning.Process(target=evaluate, args=(folder, output, "--batch-tokens", "600"))
+    process.start()
+    while process.is_alive() and lines(output) < 5:
+        time.sleep(0.001)
+    process.kill()
+    process.join(60)
+    assert process.exitcode == -9
+    assert 5 <= lines(output) < lines(whole)
+    assert not (output / "results.json").exists()
+    with (output / "samples.jsonl").open("a") as file:
+        file.write('{"task": "pass')
+    assert evaluate(folder, output) == 0
+    assert without_clock(output) == without_clock(whole)
+
+
+def lines(output: Path) -> int:
+    path = output / "samples.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_finished_evaluation_is_not_done_again(whole: Path, folder: Path) -> None:
+    before = [(whole / name).read_bytes() for name in ("samples.jsonl", "measurements.jsonl", "settings.json")]
+    assert evaluate(folder, whole) == 0
+    assert [(whole / name).read_bytes() for name in ("samples.jsonl", "measurements.jsonl", "settings.json")] == before
+
+
+def test_another_model_or_setting_is_refused_by_name(
+    whole: Path, save_model: SaveModel, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model("llama", tmp_path / "other", initializer_range=0.2)
+    assert evaluate(tmp_path / "other", whole) == 2
+    said = capsys.readouterr().err
+    assert f"{whole} holds an evaluation with other settings:\n  model.fingerprint was" in said
+    assert "choose another folder" in said
+    assert evaluate(folder, whole, "--samples", "7") == 2
+    assert "samples was 6 and is now 7" in capsys.readouterr().err
+
+
+def test_the_same_weights_elsewhere_go_on(whole: Path, save_model: SaveModel, tmp_path: Path) -> None:
+    save_model("llama", tmp_path / "moved", initializer_range=0.1)
+    assert evaluate(tmp_path / "moved", whole) == 0
+
+
+class TwoRanks:
+    """One of two threads that talk as two ranks do."""
+
+    def __init__(self, rank: int, said: dict[int, Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size = rank, 2
+        self._said, self._barrier = said, barrier
+
+    def gather(self, value: Any) -> list[Any]:
+        self._said[self.rank] = value
+        self._barrier.wait()
+        values = [self._said[rank] for rank in range(self.size)]
+        self._barrier.wait()
+        return values
+
+    def on_rank_zero(self, work: Callable[[], Any]) -> Any:
+        return self.gather(work() if self.rank == 0 else None)[0]
+
+
+@pytest.mark.parametrize("tokens", [1, 1300, 100_000])
+def test_neither_batches_nor_ranks_change_an_answer(
+    new_model: Callable[..., Model], whole: Path, tmp_path: Path, tokens: int
+) -> None:
+    model = new_model("llama", initializer_range=0.1)
+    haystack = open_haystack()
+    questions = [
+        Questions(TASKS[task], length, TASKS[task].samples(model, length, 6, 3, haystack))
+        for length in (520, 600)
+        for task in ("passkey", "passkey_longlora")
+    ]
+    said: dict[int, Any] = {}
+    barrier = threading.Barrier(2)
+    path = tmp_path / "samples.jsonl"
+
+    def work(rank: int) -> None:
+        ask(model, questions, path, tokens, TwoRanks(rank, said, barrier), Progress(rank=1))  # type: ignore[arg-type]
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    order = sorted(SampleFile.read(path), key=lambda record: record["id"])
+    assert order == sorted(SampleFile.read(whole / "samples.jsonl"), key=lambda record: record["id"])
+
+
+def test_a_task_that_does_not_fit_is_left_out_aloud(folder: Path, tmp_path: Path, capsys) -> None:
+    assert evaluate(folder, tmp_path / "out", "--lengths", "100,520") == 0
+    assert "left out: passkey does not fit into 100 tokens" in capsys.readouterr().out
+    result = load_results(tmp_path / "out")
+    assert [(one["task"], one["length"]) for one in result.skipped] == [("passkey", 100), ("passkey_longlora", 100)]
+    assert result.lengths == [520]
+    assert evaluate(folder, tmp_path / "none", "--lengths", "100") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "al"], "--suite: there is no suite 'al'. Did you mean 'all'? Known: all"),
+        (["--tasks", "paskey"], "--tasks: there is no task 'paskey'. Did you mean 'passkey'? Known: passkey"),
+        (["--haystack", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_asked(
+    words: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", str(folder), "--lengths", "520", "--output", str(tmp_path / "out"), *words]
+    assert main(command if "--suite" in words or "--tasks" in words else [*command, "--tasks", "passkey"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tmp_path / "nothing"), "--tasks", "passkey"]) == 2
+    assert "there is no such file or folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", "model", "--lengths", "512,0"])
+    assert "0 is not 1 or more" in capsys.readouterr().err
