@@ -41,10 +41,26 @@ def render(results: Sequence[Results]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><h1>{text(title)}</h1><div class="cards">{_cards(named)}</div></header>\n'
+        f'<header><h1>{text(title)}</h1>{_asked(named)}<div class="cards">{_cards(named)}</div></header>\n'
         + "\n".join(part for part in sections if part)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _asked(named: Named) -> str:
+    tasks = dict.fromkeys(task for _, result in named for task in result.tasks)
+    if not tasks:
+        return ""
+    lengths = sorted({length for _, result in named for length in result.lengths})
+    samples = sorted({len(cell.samples) for _, result in named for cell in result.cells})
+    return (
+        f'<p class="soft">{len(tasks)} tasks at {_span(lengths)} tokens, {_span(samples)} samples of each at each '
+        "length. Scores are means in percent.</p>"
+    )
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
 
 
 def _cards(named: Named) -> str:

@@ -28,7 +28,7 @@ p { margin: 6px 0; max-width: 75ch; }
 }
 .cards b { display: block; font-size: 23px; font-weight: 650; font-variant-numeric: tabular-nums; }
 .cards span { color: var(--soft); font-size: 13px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr)); gap: 14px; }
 figure { margin: 0; overflow-x: auto; }
 figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 18px; margin-bottom: 8px;
   font-weight: 600; }

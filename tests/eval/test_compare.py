@@ -1,0 +1,167 @@
+"""Results side by side: what is paired, on the terminal and on the page."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.compare import contrasts, labels
+from eval.page import render
+from eval.results import ResultFolder, Results, SampleFile, cells
+from lm.cli import main
+from lm.train.json_lines import plain
+
+HOSTILE = '</style><script>alert("&\'")</script>\x00'
+
+
+def records(
+    task: str, length: int, scores: list[float], prompt: str = "p", depths: bool = False
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": task,
+            "length": length,
+            "index": index,
+            "id": f"{task}/{length}/{index}",
+            "prompt": f"{prompt}{index}",
+            "answers": ["1"],
+            "prediction": HOSTILE,
+            "score": score,
+            "meta": {"depth": index / len(scores)} if depths else {},
+        }
+        for index, score in enumerate(scores)
+    ]
+
+
+def result(name: str, samples: list[dict[str, Any]], **more: Any) -> Results:
+    model = {"name": name, "path": name, "fingerprint": "f", "parameters": 10, "context": 64, "dtype": "float32"}
+    settings = {"model": model, "tokenizer": "t", "samples": 1, "seed": 0, "haystack": None}
+    metrics = {record["task"]: "m" for record in samples}
+    return Results(settings | {"tasks": metrics}, cells(metrics, samples), **more)
+
+
+def save(found: Results, root: Path) -> Path:
+    root.mkdir()
+    folder = ResultFolder(root)
+    folder.settings.write_text(json.dumps(plain(found.settings)))
+    file = SampleFile(folder.samples)
+    for cell in found.cells:
+        for record in cell.samples:
+            file.append(record)
+    file.close()
+    folder.save(found)
+    return root
+
+
+FIRST = result("one", [*records("key", 512, [0.0, 1.0, 1.0, 0.0]), *records("chain", 512, [0.5, 0.25])])
+SECOND = result("two", [*records("key", 512, [1.0, 1.0, 1.0, 1.0]), *records("chain", 512, [0.5, 1.0], "other")])
+
+
+def test_only_the_same_questions_are_paired() -> None:
+    key, chain = contrasts(FIRST, SECOND)
+    assert key.paired is not None
+    assert (key.paired.test, key.paired.better, key.paired.worse, key.paired.p) == ("McNemar exact", 2, 0, 0.5)
+    assert key.difference == 0.5
+    assert chain.paired is None
+    assert chain.words() == ("+37.5", "", "", "other prompts: not paired")
+
+
+def test_models_of_one_name_are_told_apart() -> None:
+    assert labels([FIRST, SECOND, FIRST]) == ["one (1)", "two", "one (2)"]
+
+
+def test_the_command_prints_the_table_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(save(FIRST, tmp_path / "a")), str(save(SECOND, tmp_path / "b"))]
+    page = tmp_path / "page.html"
+    assert main(["eval", "compare", *folders, "--output", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "two against one: percent [95 % interval]" in said
+    for part in ("50.0 [15.0, 85.0]", "100.0 [51.0, 100.0]", "+50.0", "0.5", "McNemar exact, 2 better, 0 worse"):
+        assert part in said
+        assert part in page.read_text()
+
+
+def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = save(FIRST, tmp_path / "good")
+    begun = save(FIRST, tmp_path / "begun")
+    (begun / "results.json").unlink()
+    for other, reason in ((tmp_path / "none", "is not there"), (begun, "is not finished")):
+        assert main(["eval", "compare", str(good), str(other)]) == 2
+        assert f"the evaluation {reason}" in capsys.readouterr().err
+    assert main(["eval", "compare", str(good)]) == 2
+    assert "at least two" in capsys.readouterr().err
+    assert main(["eval", "model", str(good)]) == 2
+    assert "braid eval compare" in capsys.readouterr().err
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps what is in them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not {"src", "href", "onload"} & {name for name, _ in attrs}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_hostile_names_stay_text() -> None:
+    measured = [
+        {"kind": "perplexity", "of": HOSTILE, "by_position": [{"first": 0, "end": 4, "loss": 2.0, "tokens": 9}]},
+        {
+            "kind": "efficiency",
+            "of": "512",
+            "length": 512,
+            "prefill_tokens_per_second": 10.0,
+            "decode_tokens_per_second": 2.0,
+            "cache_bytes": 2**20,
+            "peak_bytes": None,
+        },
+    ]
+    skipped = [{"task": HOSTILE, "length": 8, "reason": HOSTILE}]
+    samples = [*records(HOSTILE, 512, [0.0, 1.0], depths=True), *records(HOSTILE, 1024, [1.0, 1.0], depths=True)]
+    found = result(HOSTILE, samples, measurements=measured, skipped=skipped, environment={HOSTILE: HOSTILE})
+    for results in ([found], [found, found]):
+        html = render(results)
+        page = Page(html)
+        assert not {"script", "link", "img", "iframe"} & set(page.tags)
+        assert "\x00" not in html
+        assert page.text.count('alert("&\'")') >= 8
+        assert "http" not in html.replace("http-equiv", "")
+
+
+def test_a_needle_map_has_a_row_for_each_depth_and_a_column_for_each_length() -> None:
+    samples = [
+        record | {"meta": {"depth": depth}}
+        for length, score in ((512, 1.0), (1024, 0.0))
+        for depth in (0.0, 0.5)
+        for record in records("needle", length, [score])
+    ]
+    html = render([result("one", [record | {"index": place} for place, record in enumerate(samples)])])
+    for hint in ("0 %, 512: 100.0%", "50 %, 512: 100.0%", "0 %, 1,024: 0.0%", "50 %, 1,024: 0.0%"):
+        assert f"<title>{hint}</title>" in html
+
+
+def test_a_result_without_tasks_has_a_page_too() -> None:
+    assert "What fixes one" in Page(render([result("one", [])])).text
