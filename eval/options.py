@@ -15,8 +15,7 @@ Length = Annotated[int, Field(ge=1)]
 class SuiteOptions(Options):
     """Tasks of the offline suite, and how long and how many their samples are."""
 
-    suite: str | None = Field(default=None, description="A named set of tasks; excludes tasks.")
-    tasks: tuple[str, ...] = Field(default=(), description="Names of tasks, in place of a suite.")
+    tasks: tuple[str, ...] = Field(default=(), description="Names of tasks, or of suites of them.")
     lengths: tuple[Length, ...] = Field(
         min_length=1, description="Lengths of the samples in tokens of the model's tokenizer, the answer included."
     )
@@ -30,8 +29,6 @@ class SuiteOptions(Options):
 
     @model_validator(mode="after")
     def _named_once(self) -> SuiteOptions:
-        if self.suite is not None and self.tasks:
-            raise ValueError("suite names a set of tasks: remove it, or remove tasks")
         for key in ("tasks", "lengths"):
             values = getattr(self, key)
             if doubled := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
@@ -53,14 +50,9 @@ class LiveOptions(SuiteOptions):
     one forward.
     """
 
+    tasks: tuple[str, ...] = Field(min_length=1, description="Names of tasks, or of suites of them.")
     every: int = Field(ge=1, description="Steps between evaluations; one more follows the last step.")
     seconds: float = Field(
         default=60.0, gt=0, description="Time after which an evaluation ends with the samples that it has scored."
     )
     samples: int = Field(default=20, ge=1, description="Samples of each task at each length.")
-
-    @model_validator(mode="after")
-    def _something_to_do(self) -> LiveOptions:
-        if self.suite is None and not self.tasks:
-            raise ValueError("nothing to evaluate: set suite to a named set of tasks, or tasks to names of tasks")
-        return self

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.options import SuiteOptions
-from eval.tasks import TASKS, CannotBuildError, Haystack, Sample, Task, TokenCounter
-from lm.errors import UserError, did_you_mean
-
-SUITES: dict[str, tuple[str, ...]] = {"all": tuple(TASKS)}
-"""Tasks by the name of a suite."""
+from eval.tasks import CannotBuildError, Haystack, Sample, Task, TokenCounter, find_tasks
+from lm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,22 +28,15 @@ class Skipped:
     reason: str
 
 
-def chosen_tasks(options: SuiteOptions, suite_key: str, tasks_key: str) -> list[Task]:
-    """The tasks of a suite, or those named; the keys are what the user wrote them under.
+def chosen_tasks(options: SuiteOptions, key: str) -> list[Task]:
+    """The tasks that the options name; key: what the user wrote the names under.
 
-    Raises UserError, with the nearest name, for one that does not exist.
+    Raises UserError, with the nearest name, for one that is neither a task nor a suite.
     """
-    if options.suite is not None:
-        _require(options.suite, SUITES, suite_key, "suite")
-        return [TASKS[name] for name in SUITES[options.suite]]
-    for name in options.tasks:
-        _require(name, TASKS, tasks_key, "task")
-    return [TASKS[name] for name in options.tasks]
-
-
-def _require(name: str, known: Iterable[str], key: str, kind: str) -> None:
-    if name not in known:
-        raise UserError(f"{key}: there is no {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+    try:
+        return find_tasks(options.tasks)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def write_questions(

@@ -25,10 +25,8 @@ def _eval(chosen: argparse.Namespace) -> None:
     from eval.entry import ModelChoice, evaluate
     from eval.options import EvaluationOptions
 
-    everything = not (chosen.suite or chosen.tasks or chosen.perplexity)
     options = EvaluationOptions(
-        suite="all" if everything else chosen.suite,
-        tasks=chosen.tasks or (),
+        tasks=chosen.tasks or (() if chosen.perplexity else ("all",)),
         lengths=chosen.lengths,
         samples=chosen.samples,
         seed=chosen.seed,
@@ -55,8 +53,8 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run, an export, a Hugging Face folder or id, a .gguf file")
     parser.add_argument("results", nargs="*", metavar="DIR", help="after `compare`: folders that evaluations wrote")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--suite", metavar="NAME", help="a set of tasks; all, if no task and no text is named")
-    which.add_argument("--tasks", type=_words, metavar="A,B", help="tasks by name")
+    which.add_argument("--tasks", type=_words, metavar="A,B", help="tasks and suites by name; all, if none and no text")
+    which.add_argument("--suite", type=_words, dest="tasks", metavar="NAME", help="the same")
     parser.add_argument(
         "--lengths", type=_lengths, default=LENGTHS, metavar="N,N", help="tokens of a sample, 512,1024,2048,4096"
     )

@@ -183,8 +183,8 @@ def test_a_task_that_does_not_fit_is_left_out_aloud(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "al"], "--suite: there is no suite 'al'. Did you mean 'all'? Known: all"),
-        (["--tasks", "paskey"], "--tasks: there is no task 'paskey'. Did you mean 'passkey'? Known: passkey"),
+        (["--suite", "rulr"], "--tasks: 'rulr' is no task of the offline suite. Did you mean 'ruler'? Suites: ruler"),
+        (["--tasks", "paskey"], "--tasks: 'paskey' is no task of the offline suite. Did you mean 'passkey'?"),
         (["--haystack", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
