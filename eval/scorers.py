@@ -67,7 +67,8 @@ def _integers(text: str) -> list[str]:
 
 
 def _integer_match(said: list[str], answers: Sequence[str]) -> float:
-    return float(any(int(number) in {int(answer) for answer in answers} for number in said))
+    """As numbers, but without `int`, which refuses what has more than 4,300 digits."""
+    return float(any(number.lstrip("0") in {answer.lstrip("0") for answer in answers} for number in said))
 
 
 def babi_labels(prediction: str, answers: Sequence[str], question: str, labels: Iterable[str]) -> float:

@@ -172,7 +172,7 @@ class GeneratedTask(ABC):
 
 
 def largest_fitting(cost: Callable[[int], int], budget: int, least: int, most: int | None, guess: int) -> int | None:
-    """A size whose cost fits the budget, while one average unit more would not; None if not even `least` fits.
+    """A size that leaves less of the budget than an average unit or a thousandth; None if not even `least` fits.
 
     A bisection that begins where a straight line through what is known points to: prompts grow almost evenly, so that
     it takes two or three steps from a good guess. `cost` may dip here and there; the size returned was found to fit.
@@ -184,7 +184,10 @@ def largest_fitting(cost: Callable[[int], int], budget: int, least: int, most: i
     high = None if most is None else most + 1
     high_cost: int | None = None
     n, steps = guess, 0
-    while (budget - low_cost) * max(1, low - least) >= max(1, low_cost - base) and (high is None or high - low > 1):
+    while high is None or high - low > 1:
+        unit = (low_cost - base) / max(1, low - least)
+        if budget - low_cost < max(1, unit, budget / 1000):
+            break
         n = max(n, low + 1) if high is None else min(max(n, low + 1), high - 1)
         spent = cost(n)
         if spent <= budget:

@@ -9,7 +9,7 @@ from eval.tasks.base import Draft, GeneratedTask, Scene
 from eval.tasks.words import plain_words
 
 COPIED = 8
-SHOTS = 2
+ANSWERS = ("even", "odd")
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,22 @@ class CopyAtDistance(GeneratedTask):
 
 @dataclass(frozen=True)
 class Parity(GeneratedTask):
-    """Whether the number of ones among random bits is even or odd, behind two short examples. Chance is 0.5."""
+    """Whether the number of ones among random bits is even or odd, behind a short example of either. Chance is 0.5."""
 
     name: str = "parity"
     metric = "first_word"
 
     def max_new_tokens(self, scene: Scene) -> int:
-        return scene.tokens_behind("The number of ones is", " even")
+        return max(scene.tokens_behind("The number of ones is", f" {answer}") for answer in ANSWERS)
 
     def write(self, scene: Scene, size: int) -> Draft:
-        examples = scene.random("examples")
-        shots = [" ".join(_statement(_bits(examples, 8))) for _ in range(SHOTS)]
+        rng = scene.random("examples")
+        examples = [_bits(rng, 7) for _ in ANSWERS]
+        for bits, parity in zip(examples, rng.sample((0, 1), 2), strict=True):
+            bits.append((sum(bits) + parity) % 2)
+        shots = [f"{question} {answer}." for question, answer in map(_statement, examples)]
         question, answer = _statement(_bits(scene.random("bits"), size))
-        return Draft("\n".join((*(f"{shot}." for shot in shots), question)), (answer,))
+        return Draft("\n".join((*shots, question)), (answer,))
 
 
 def _bits(rng: random.Random, count: int) -> list[int]:
@@ -57,4 +60,4 @@ def _bits(rng: random.Random, count: int) -> list[int]:
 
 def _statement(bits: list[int]) -> tuple[str, str]:
     question = f"Bits: {' '.join(map(str, bits))}\nThe number of ones is"
-    return question, "odd" if sum(bits) % 2 else "even"
+    return question, ANSWERS[sum(bits) % 2]

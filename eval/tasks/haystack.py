@@ -6,7 +6,7 @@ import bisect
 import hashlib
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -25,13 +25,13 @@ class Haystack:
     """Running text, and the files of RULER's question answering (SQuAD v2.0 and HotpotQA distractor, as published)."""
 
     name: str
-    text: str
+    text: str = field(repr=False)
     squad: Path | None = None
     hotpotqa: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.words:
-            raise UserError(f"haystack.path: '{self.name}' holds no words.")
+            raise UserError(f"haystack: '{self.name}' holds no words.")
 
     @cached_property
     def digest(self) -> str:
@@ -73,8 +73,11 @@ def open_haystack(path: Path | None = None, squad: Path | None = None, hotpotqa:
     from lm.data.options import SourceOptions
     from lm.data.sources import find_source  # the file formats come with it
 
-    source = find_source(SourceOptions(path=str(path)), "haystack")
-    return Haystack(str(path), "\n\n".join(document.text for document in source.documents()), squad, hotpotqa)
+    try:
+        texts = [document.text for document in find_source(SourceOptions(path=str(path)), "haystack").documents()]
+    except UserError as error:  # the options of a source name it by their own key `path`
+        raise UserError(f"haystack: {str(error).removeprefix('haystack.path: ')}") from None
+    return Haystack(str(path), "\n\n".join(texts), squad, hotpotqa)
 
 
 def _topics() -> str:

@@ -95,7 +95,7 @@ class QuestionAnswering(GeneratedTask):
         path = haystack.squad if self.source == "squad" else haystack.hotpotqa
         if path is None:
             published = "dev-v2.0.json" if self.source == "squad" else "hotpot_dev_distractor_v1.json"
-            raise CannotBuildError(f"{self.name} needs haystack.{self.source}: the path of {published}.")
+            raise CannotBuildError(f"{self.name} needs a local copy of {published}: name it under {self.source}.")
         return read_questions(path, self.source)
 
 
@@ -110,9 +110,9 @@ def read_questions(path: Path, source: Literal["squad", "hotpotqa"]) -> Question
     try:
         asked = readers[source](json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(f"haystack.{source}: '{path}' cannot be read: {error.strerror}.") from None
+        raise UserError(f"{source}: '{path}' cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"haystack.{source}: '{path}' is not of the published form ({error!r}).") from None
+        raise UserError(f"{source}: '{path}' is not of the published form ({error!r}).") from None
     documents = dict.fromkeys(text for question in asked for text in (*question.gold, *question.related))
     return Questions(tuple(asked), tuple(sorted(documents)))
 

@@ -53,7 +53,7 @@ class Recall(GeneratedTask):
         rng = scene.random("pairs")
         count = max(FEWEST_PAIRS, min(MOST_PAIRS, scene.length // TOKENS_PER_PAIR))
         side = math.isqrt(count)
-        nouns = iter(rng.sample(plain_words("noun"), 3 * count))
+        nouns = iter(rng.sample([word for word in plain_words("noun") if word not in HEADER], 3 * count))
         if self.compositional:
             columns = [next(nouns) for _ in range(side)]
             rows = distinct(lambda: rng.choice(plain_words("adjective")), side)
