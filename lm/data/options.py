@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from lm.options import Options
 
@@ -59,30 +59,112 @@ class HuggingFaceOptions(Options):
 TokenizerOptions = Annotated[SentencePieceOptions | BytesOptions | HuggingFaceOptions, Field(discriminator="kind")]
 
 
-class SourceOptions(Options):
-    """One source of documents. A txt, md or py file is one document; jsonl and parquet hold one per record."""
-
-    path: str = Field(
+_Path = Annotated[
+    str,
+    Field(
         min_length=1,
-        description="A file, a folder (searched recursively), a glob without braces, or python-stdlib: the .py files "
-        "of this Python. Kinds: .txt, .md, .py, .jsonl, .parquet; others below a folder are ignored and counted.",
-    )
-    weight: float = Field(
-        default=1.0,
+        description="A file, a folder (searched recursively), or a glob without braces. Files of other kinds below a "
+        "folder are ignored and counted.",
+    ),
+]
+_Weight = Annotated[
+    float,
+    Field(
         gt=0,
         allow_inf_nan=False,
         description="Share of the training rows, relative to the other sources' weights. A source that runs out "
         "begins its next epoch.",
-    )
+    ),
+]
+_TooLong = Annotated[
+    Literal["drop", "refuse"],
+    Field(
+        description="What becomes of a sample whose answers alone are longer than a row. Prompts are cut in the middle "
+        "to fit; answers never are.",
+    ),
+]
+
+
+class SourceOptions(Options):
+    """Texts, all of which is learned. A .txt, .md or .py file is one document; .jsonl and .parquet hold one per record.
+
+    The path `python-stdlib` stands for the .py files of this Python.
+    """
+
+    kind: Literal["text"] = Field(default="text", description="Texts; may be left out.")
+    path: _Path
+    weight: _Weight = 1.0
     text_field: str = Field(
         default="text", min_length=1, description="Field that holds the text in jsonl and parquet records."
     )
 
 
+class PairsOptions(Options):
+    """Prompts with an answer each, the only part that is learned: records of .json (a list), .jsonl or .parquet files.
+
+    A sample is one document, never divided; a row holds as many as fit.
+    """
+
+    kind: Literal["sft"] = Field(description="Prompts and answers, for supervised fine-tuning.")
+    path: _Path
+    weight: _Weight = 1.0
+    prompt_field: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field that holds the prompt; null looks for `instruction` (joined by `input` if there is one) "
+        "or `prompt`.",
+    )
+    answer_field: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field that holds the answer; null looks for `output`, `answer`, `response` or `completion`.",
+    )
+    template: str = Field(
+        default="[INST]{prompt}[/INST]",
+        description="What stands before an answer, `{prompt}` in it once; or `chat`: the tokenizer's chat template.",
+    )
+    too_long: _TooLong = "drop"
+
+    @model_validator(mode="after")
+    def _prompt_has_its_place(self) -> PairsOptions:
+        if self.template != "chat" and self.template.count("{prompt}") != 1:
+            raise ValueError(f"template: given {self.template!r}; write {{prompt}} once where the prompt goes, or chat")
+        return self
+
+
+class ChatOptions(Options):
+    """Conversations, of which the assistant's messages are learned: records of .json (a list), .jsonl or .parquet.
+
+    They are written by the chat template of a Hugging Face tokenizer. A conversation is one document, never divided.
+    """
+
+    kind: Literal["chat"] = Field(description="Conversations, for supervised fine-tuning.")
+    path: _Path
+    weight: _Weight = 1.0
+    messages_field: str = Field(
+        default="messages",
+        min_length=1,
+        description="Field that holds the list of messages, each with `role` (system, user, assistant) and `content`.",
+    )
+    too_long: _TooLong = "drop"
+
+
+def _kind(source: Any) -> Any:
+    """A source that names no kind is text."""
+    return source.get("kind", "text") if isinstance(source, dict) else getattr(source, "kind", "text")
+
+
+SamplesOptions = PairsOptions | ChatOptions
+AnySourceOptions = Annotated[
+    Annotated[SourceOptions, Tag("text")] | Annotated[PairsOptions, Tag("sft")] | Annotated[ChatOptions, Tag("chat")],
+    Discriminator(_kind),
+]
+
+
 class ValidationOptions(Options):
     """What is held out of training: whole documents, chosen by a hash of their content.
 
-    Every source gives at least one; of a source that is a single document, the end is held out from a line break on.
+    Every source gives at least one; of a source that is a single text, the end is held out from a line break on.
     """
 
     fraction: float = Field(
@@ -105,8 +187,8 @@ class DataOptions(Options):
     """Everything that decides which tokens the model sees, and in which order."""
 
     tokenizer: TokenizerOptions = Field(description="How text becomes tokens.")
-    sources: tuple[SourceOptions, ...] = Field(min_length=1, description="Where documents come from, and their mix.")
-    sequence_length: int = Field(ge=1, description="Tokens per row. Documents are cut at row ends.")
+    sources: tuple[AnySourceOptions, ...] = Field(min_length=1, description="Where documents come from, and their mix.")
+    sequence_length: int = Field(ge=1, description="Tokens per row. Texts are cut at row ends, samples never.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the order of rows.")
     validation: ValidationOptions = Field(default=ValidationOptions(), description="The held-out documents.")
     cache_dir: Path = Field(

@@ -1,40 +1,31 @@
 """From the run file's `data` section to rows: find the sources, get the tokenizer, tokenize what is not cached.
 
 The cache holds one folder per trained tokenizer and one per tokenized source, each named by a hash of all that decides
-its content. Sequence length, weights and the seed of the order are not among that: changing them costs nothing.
+its content. Weights and the seed of the order are not among that, nor is the sequence length for texts: changing them
+costs nothing. Samples are cut to fit a row, so they are made for one sequence length.
 Any number of processes may prepare at once; one works and the others wait.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from lm.data.batches import Batches
 from lm.data.cache import cached_folder, contents
 from lm.data.fingerprint import digest
-from lm.data.options import DataOptions, SentencePieceOptions, ValidationOptions
+from lm.data.options import DataOptions, SentencePieceOptions
 from lm.data.order import SequentialOrder, ShuffledOrder
-from lm.data.readers import Document, Unreadable
+from lm.data.readers import Document
 from lm.data.rows import rows_of
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import Source, find_source
 from lm.data.split import Split
 from lm.data.statistics import Statistics, unigram_bits_per_byte
-from lm.data.store import StoreWriter, TokenStore
 from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
+from lm.data.tokenizing import FORMAT, Fitted, Progress, Tokenized, tokenized
 from lm.errors import UserError
-
-# Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
-_FORMAT = 4
-_ENCODE_BYTES = 4_000_000
-_log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Hears (what is being done, bytes done, bytes in all); all is an estimate, and 0 where progress cannot be told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +44,7 @@ class Validation:
     unigram_bits_per_byte: float
 
     def text(self) -> bytes:
-        """The held-out documents' UTF-8, concatenated."""
+        """The UTF-8 that is to be predicted, concatenated: whole texts, and the answers of samples."""
         return b"".join(store.text.tobytes() for store in self.batches.stores)
 
 
@@ -68,6 +59,7 @@ class Prepared:
         fingerprint: equal for equal tokens in equal order, wherever the files lie and whenever they were written.
         statistics: counts of the training text.
         validation_statistics: counts of the held-out text; zeros where there is none.
+        fitted: what became of samples longer than a row.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +68,7 @@ class Prepared:
     fingerprint: str
     statistics: Statistics
     validation_statistics: Statistics
+    fitted: Fitted
 
 
 def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
@@ -87,38 +80,48 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
     sources = [find_source(source, f"data.sources.{index}") for index, source in enumerate(options.sources)]
     report = progress or (lambda stage, done, total: None)
     tokenizer = existing_tokenizer(options.tokenizer) or _trained_tokenizer(options, sources, report)
-    folders = [_tokenized(options, source, tokenizer, report) for source in sources]
-    train = [TokenStore(folder / "train") for folder in folders]
-    held_out = [TokenStore(folder / "validation") for folder in folders]
-    for source, store in zip(sources, train, strict=True):
-        if store.num_documents == 0:
-            raise UserError(
-                f"data.validation.fraction: {options.validation.fraction} holds out all of {source.key}, "
-                f"'{source.options.path}': its documents are all equal. Add text, or set data.validation.fraction=0."
-            )
+    found = [tokenized(options, source, tokenizer, report) for source in sources]
+    for source, made in zip(sources, found, strict=True):
+        if not made.train.num_documents:
+            raise UserError(_nothing_left(options, source, made.fitted))
+    train, held_out = [made.train for made in found], [made.held_out for made in found]
     rows = [len(rows_of(store, options.sequence_length)) for store in train]
     weights = [source.weight for source in options.sources]
-    made_of = [contents(folder) for folder in folders]
+    made_of = [contents(made.folder) for made in found]
     return Prepared(
         tokenizer=tokenizer,
         train=Batches(train, ShuffledOrder(rows, weights, options.seed), options.sequence_length),
-        validation=_validation(options, sources, train, held_out),
-        fingerprint=digest([_FORMAT, tokenizer.fingerprint, made_of, weights, options.sequence_length, options.seed]),
+        validation=_validation(options, sources, found),
+        fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, weights, options.sequence_length, options.seed]),
         statistics=Statistics.of(train),
         validation_statistics=Statistics.of(held_out),
+        fitted=sum((made.fitted for made in found), Fitted()),
     )
 
 
-def _validation(
-    options: DataOptions,
-    sources: list[Source],
-    train: list[TokenStore],
-    held_out: list[TokenStore],
-) -> Validation | None:
+def _nothing_left(options: DataOptions, source: Source, fitted: Fitted) -> str:
+    named = f"{source.key}, '{source.options.path}'"
+    if fitted.dropped:
+        return (
+            f"data.sequence_length: {options.sequence_length} is too short for {named}: every sample that is to be "
+            "trained on has longer answers. Raise it."
+        )
+    return (
+        f"data.validation.fraction: {options.validation.fraction} holds out all of {named}: its documents are all "
+        "equal. Add text, or set data.validation.fraction=0."
+    )
+
+
+def _validation(options: DataOptions, sources: list[Source], found: list[Tokenized]) -> Validation | None:
     if options.validation.fraction == 0:
         return None
-    stores = [store for store in held_out if store.num_documents]
+    stores = [made.held_out for made in found if made.held_out.num_documents]
     if not stores:
+        if any(made.fitted.dropped for made in found):
+            raise UserError(
+                f"data.sequence_length: {options.sequence_length} is too short for the held-out samples, whose answers "
+                "are longer. Raise it, set data.validation.seed to hold out others, or data.validation.fraction=0."
+            )
         if options.validation.max_bytes is None:
             raise UserError(
                 "data.validation.fraction: the text is a single character, which cannot be divided; add text, or set "
@@ -134,7 +137,7 @@ def _validation(
         batches=Batches(stores, order, options.sequence_length),
         num_rows=len(order),
         num_bytes=sum(store.num_bytes for store in stores),
-        unigram_bits_per_byte=unigram_bits_per_byte(train, stores),
+        unigram_bits_per_byte=unigram_bits_per_byte([made.train for made in found], stores),
     )
 
 
@@ -159,59 +162,6 @@ def _trained_tokenizer(options: DataOptions, sources: list[Source], report: Prog
             raise UserError("data.sources: no text is left to train a tokenizer on; lower data.validation.fraction.")
         train_sentencepiece(wanted, passages).save(folder)
 
-    key = digest([_FORMAT, wanted.model_dump(mode="json"), _split(options), [source.made_of() for source in sources]])
+    decisive = [FORMAT, wanted.model_dump(mode="json"), options.validation.model_dump(mode="json")]
+    key = digest([*decisive, *(source.made_of() for source in sources)])
     return load_tokenizer(cached_folder(options.cache_dir.expanduser(), f"tokenizer-{key}", build))
-
-
-def _tokenized(options: DataOptions, source: Source, tokenizer: Tokenizer, report: Progress) -> Path:
-    key = digest([_FORMAT, tokenizer.fingerprint, _split(options), source.made_of()])
-    build = partial(_tokenize, source=source, tokenizer=tokenizer, validation=options.validation, report=report)
-    return cached_folder(options.cache_dir.expanduser(), f"tokens-{key}", build)
-
-
-def _tokenize(
-    folder: Path, source: Source, tokenizer: Tokenizer, validation: ValidationOptions, report: Progress
-) -> None:
-    skipped: list[Unreadable] = []
-    split = Split.of(source, validation)
-    room = validation.max_bytes
-    done = 0
-    with (
-        StoreWriter(folder / "train", tokenizer, keep_text=False) as train,
-        StoreWriter(folder / "validation", tokenizer, keep_text=True) as evaluated,
-    ):
-        for batch in _in_batches(source.documents(skipped.append)):
-            kept: list[Document] = []
-            held_out: list[Document] = []
-            for document in batch:
-                done += len(document.utf8)
-                for part, is_held_out in split.parts(document):
-                    if not is_held_out:
-                        kept.append(part)
-                    elif room is None or len(part.utf8) <= room:
-                        room = None if room is None else room - len(part.utf8)
-                        held_out.append(part)
-            train.add(kept)
-            evaluated.add(held_out)
-            report(f"tokenizing {source.options.path}", done, max(done, source.size))
-    if source.ignored:
-        _log.warning("%s.path: '%s': %s.", source.key, source.options.path, source.ignored_in_words())
-    if skipped:
-        _log.warning("%s.path: skipped %d unreadable items; the first: %s.", source.key, len(skipped), skipped[0])
-
-
-def _in_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.utf8)
-        if size >= _ENCODE_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _split(options: DataOptions) -> dict[str, object]:
-    return options.validation.model_dump(mode="json")

@@ -1,6 +1,6 @@
 """Readers of the file kinds: each walks one file and yields its documents, and what it could not read.
 
-A new kind is one function and one line in `READERS`.
+A kind holds a text (`TEXTS`) or records of named fields (`RECORDS`); a new one is a function and a line there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -36,10 +37,16 @@ class Unreadable:
         return f"'{self.path}' cannot be read at {self.where}: {self.reason}"
 
 
-Reader = Callable[[Path, str, str], Iterator[Document | Unreadable]]
+@dataclass(frozen=True)
+class Record:
+    """Named values, and where they stand."""
+
+    path: Path
+    where: str
+    values: dict[str, Any]
 
 
-def read_text(path: Path, text_field: str, key: str) -> Iterator[Document | Unreadable]:
+def read_text(path: Path) -> Iterator[Document | Unreadable]:
     """A whole file as one document, line ends untouched."""
     try:
         utf8 = path.read_bytes()
@@ -51,7 +58,7 @@ def read_text(path: Path, text_field: str, key: str) -> Iterator[Document | Unre
         yield Unreadable(path, f"byte {error.start}", "not UTF-8 text")
 
 
-def read_jsonl(path: Path, text_field: str, key: str) -> Iterator[Document | Unreadable]:
+def read_jsonl(path: Path, field: str | None = None) -> Iterator[Record | Unreadable]:
     """One JSON object per line; blank lines are ignored."""
     try:
         with path.open("rb") as lines:
@@ -62,60 +69,115 @@ def read_jsonl(path: Path, text_field: str, key: str) -> Iterator[Document | Unr
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line.decode())
+                    yield _record(path, where, json.loads(line.decode()))
                 except UnicodeDecodeError as error:
                     yield Unreadable(path, f"line {number} (byte {start - len(line) + error.start})", "not UTF-8 text")
-                    continue
                 except ValueError as error:
                     yield Unreadable(path, where, f"not JSON ({error})")
-                    continue
-                if not isinstance(record, dict):
-                    yield Unreadable(path, where, "not a JSON object")
-                    continue
-                if text_field not in record:
-                    raise _missing_field(path, f"line {number}", text_field, list(record), key)
-                yield from _document(record[text_field], path, where)
     except OSError as error:
         yield Unreadable(path, "its opening", str(error.strerror))
 
 
-def read_parquet(path: Path, text_field: str, key: str) -> Iterator[Document | Unreadable]:
-    """The text column of a parquet file, a few rows in memory at a time."""
+def read_json(path: Path, field: str | None = None) -> Iterator[Record | Unreadable]:
+    """A JSON list of objects: the text in memory, one object at a time."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        yield Unreadable(path, "its opening", str(error.strerror))
+        return
+    except UnicodeDecodeError as error:
+        yield Unreadable(path, f"byte {error.start}", "not UTF-8 text")
+        return
+    decoder, number, where = json.JSONDecoder(), 0, "its beginning"
+    at = _token(text, 0)
+    try:
+        if text[at : at + 1] != "[":
+            raise ValueError("a list of objects is expected; for one object per line name the file .jsonl")
+        at = _token(text, at + 1)
+        while text[at : at + 1] != "]":
+            number += 1
+            where = f"record {number} (character {at})"
+            value, at = decoder.raw_decode(text, at)
+            yield _record(path, where, value)
+            at = _token(text, at)
+            if text[at : at + 1] == ",":
+                at = _token(text, at + 1)
+            elif text[at : at + 1] != "]":
+                raise ValueError(f"a comma or the end of the list is expected at character {at}")
+    except ValueError as error:
+        yield Unreadable(path, where, f"not JSON ({error})")
+
+
+def _token(text: str, at: int) -> int:
+    """Where the next character that is not JSON's white space stands."""
+    while at < len(text) and text[at] in " \t\n\r":
+        at += 1
+    return at
+
+
+def read_parquet(path: Path, field: str | None = None) -> Iterator[Record | Unreadable]:
+    """The rows of a parquet file, a few in memory at a time; of `field` alone where there is one of that name."""
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            if text_field not in table.schema_arrow.names:
-                raise _missing_field(path, "its schema", text_field, table.schema_arrow.names, key)
-            for batch in table.iter_batches(batch_size=256, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+            columns = [field] if field in table.schema_arrow.names else None
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                for values in batch.to_pylist():
                     row += 1
-                    yield from _document(value, path, f"row {row}")
+                    yield Record(path, f"row {row}", values)
     except (OSError, pyarrow.ArrowException) as error:
         yield Unreadable(path, f"row {row + 1}", f"not a whole parquet file ({str(error).splitlines()[0]})")
 
 
-def _document(value: object, path: Path, where: str) -> Iterator[Document | Unreadable]:
+def read_texts(path: Path, field: str, key: str) -> Iterator[Document | Unreadable]:
+    """The documents of a file of text, or of one whose records hold a text each in `field`.
+
+    Raises UserError, naming `key`, for a record without the field.
+    """
+    suffix = path.suffix.lower()
+    if suffix in TEXTS:
+        yield from TEXTS[suffix](path)
+        return
+    for record in RECORDS[suffix](path, field):
+        if isinstance(record, Unreadable):
+            yield record
+        else:
+            if field not in record.values:
+                raise missing_field(record, field, f"{key}.text_field")
+            yield from _document(record, record.values[field])
+
+
+def missing_field(record: Record, field: str, key: str) -> UserError:
+    """What to say of a record without a field that `key` names."""
+    return UserError(
+        f"{key}: '{record.path}' has no field '{field}' in {record.where}; "
+        f"it has {', '.join(record.values) or 'none'}.{did_you_mean(field, record.values)}"
+    )
+
+
+def _record(path: Path, where: str, value: Any) -> Record | Unreadable:
+    return Record(path, where, value) if isinstance(value, dict) else Unreadable(path, where, "not a JSON object")
+
+
+def _document(record: Record, value: object) -> Iterator[Document | Unreadable]:
     if not isinstance(value, str):
-        yield Unreadable(path, where, f"the text field holds {type(value).__name__}, not text")
+        reason = f"the text field holds {type(value).__name__}, not text"
+        yield Unreadable(record.path, record.where, reason)
         return
     try:
         if value:
             yield Document(value, value.encode())
     except UnicodeEncodeError as error:
-        yield Unreadable(path, where, f"half of a surrogate pair at character {error.start}")
+        yield Unreadable(record.path, record.where, f"half of a surrogate pair at character {error.start}")
 
 
-def _missing_field(path: Path, where: str, text_field: str, fields: list[str], key: str) -> UserError:
-    return UserError(
-        f"{key}.text_field: '{path}' has no field '{text_field}' in {where}; "
-        f"it has {', '.join(fields) or 'none'}.{did_you_mean(text_field, fields)}"
-    )
-
-
-READERS: dict[str, Reader] = {
+TEXTS: dict[str, Callable[[Path], Iterator[Document | Unreadable]]] = {
     ".txt": read_text,
     ".md": read_text,
     ".py": read_text,
+}
+RECORDS: dict[str, Callable[[Path, str | None], Iterator[Record | Unreadable]]] = {
+    ".json": read_json,
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
 }

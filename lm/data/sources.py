@@ -5,8 +5,8 @@ is refused at once and a cache can be recognised without opening a file. `Source
 at a time, in an order that does not depend on the file system.
 
 What cannot be read (bytes that are not UTF-8, a broken record or archive) is refused in a file that the user named
-and skipped in files that were merely found in a folder or by a glob. A record without the text field is always
-refused: that is a wrong `text_field`, not a bad file.
+and skipped in files that were merely found in a folder or by a glob. A record without the field that is looked for is
+always refused: that is a wrong name in the run file, not a bad file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.data.options import SourceOptions
-from lm.data.readers import READERS, Document, Unreadable
+from lm.data.options import AnySourceOptions, SourceOptions
+from lm.data.readers import RECORDS, TEXTS, Document, Unreadable, read_texts
+from lm.data.samples import read_samples
 from lm.errors import UserError, did_you_mean
 
 PYTHON_STDLIB = "python-stdlib"
 _NOT_THE_STDLIB = {"site-packages", "dist-packages"}
+_TEXT_KINDS = (*TEXTS, ".jsonl", ".parquet")
+_SAMPLE_KINDS = tuple(RECORDS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Source:
     """The files of one entry of `data.sources`, in their fixed order."""
 
     key: str
-    options: SourceOptions
+    options: AnySourceOptions
     files: tuple[TextFile, ...]
     named_by_user: bool
     ignored: tuple[Path, ...] = ()
@@ -56,7 +59,7 @@ class Source:
         """What decides the documents, as JSON: a cache made from equal values holds equal documents."""
         return {
             "files": [[os.path.abspath(file.path), file.size, file.mtime_ns] for file in self.files],
-            "text_field": self.options.text_field,
+            "read_as": self.options.model_dump(mode="json", exclude={"path", "weight"}),
         }
 
     def ignored_in_words(self) -> str:
@@ -67,16 +70,17 @@ class Source:
         return f"{len(self.files)} files ({len(self.ignored)} ignored: {', '.join(kinds)})"
 
     def documents(self, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
-        """Every readable, non-empty document; `on_skip` hears of the unreadable ones.
+        """Every readable, non-empty document, a `Sample` where the source is one of samples; `on_skip` hears of the
+        unreadable ones.
 
         Raises:
-            UserError: an unreadable document in a file that the user named, a missing text field, or a source that
-                yields no document at all.
+            UserError: an unreadable document in a file that the user named, a missing field, or a source that yields
+                no document at all.
         """
         first_skipped: Unreadable | None = None
         found = False
         for file in self.files:
-            for item in READERS[file.path.suffix.lower()](file.path, self.options.text_field, self.key):
+            for item in self._read(file.path):
                 if isinstance(item, Document):
                     found = True
                     yield item
@@ -90,25 +94,32 @@ class Source:
             reason = f"; {first_skipped}" if first_skipped else ": every file is empty"
             raise UserError(f"{self.key}.path: '{self.options.path}' holds no readable text{reason}.")
 
+    def _read(self, path: Path) -> Iterator[Document | Unreadable]:
+        if isinstance(self.options, SourceOptions):
+            return read_texts(path, self.options.text_field, self.key)
+        return read_samples(path, self.options, self.key)
 
-def find_source(options: SourceOptions, key: str) -> Source:
+
+def find_source(options: AnySourceOptions, key: str) -> Source:
     """The files that one source names, unopened; `key` is where the user named it. A folder called python-stdlib is
     `./python-stdlib`.
 
     Raises:
         UserError: nothing is there, or nothing of a supported kind.
     """
+    kinds = _TEXT_KINDS if isinstance(options, SourceOptions) else _SAMPLE_KINDS
     path = Path(options.path).expanduser()
     named_by_user = options.path != PYTHON_STDLIB and path.is_file()
     found = [path] if named_by_user else _search(options.path, path, key)
-    paths = found if named_by_user else [match for match in found if match.suffix.lower() in READERS]
+    paths = found if named_by_user else [match for match in found if match.suffix.lower() in kinds]
+    allowed = ", ".join(sorted(kinds))
     if not paths:
         raise UserError(
-            f"{key}.path: '{options.path}' matches no file that can be read; allowed are {_allowed()}."
+            f"{key}.path: '{options.path}' matches no file that can be read; allowed are {allowed}."
             f"{_braces(options.path)}"
         )
-    if paths[0].suffix.lower() not in READERS:
-        raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {_allowed()}.")
+    if paths[0].suffix.lower() not in kinds:
+        raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {allowed}.")
     files = [TextFile(path, status.st_size, status.st_mtime_ns) for path in paths if (status := path.stat())]
     return Source(key, options, tuple(files), named_by_user, tuple(sorted({*found}.difference(paths))))
 
@@ -141,10 +152,6 @@ def _below(root: Path, suffixes: Set[str] | None, without: Set[str]) -> list[Pat
 
 def _braces(name: str) -> str:
     return " Braces are not understood: give each kind a source of its own." if "{" in name else ""
-
-
-def _allowed() -> str:
-    return ", ".join(sorted(READERS))
 
 
 def _near(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 A source too small for chance still gets a part on either side. Where no document falls below the fraction, the one
 with the smallest hash is held out; where all do, the one with the largest is kept. A source of a single document is
-cut in two at a line break: its end is held out, and from then on it is two documents.
+cut in two at a line break: its end is held out, and from then on it is two documents. A sample is never cut.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from lm.data.fingerprint import unit_hash
 from lm.data.options import ValidationOptions
 from lm.data.readers import Document
+from lm.data.samples import Sample
 from lm.data.sources import Source
+from lm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class Split:
 
     @classmethod
     def of(cls, source: Source, options: ValidationOptions) -> Split:
-        """The rule for this source. Reads it until both sides are sure to get a document."""
+        """The rule for this source. Reads it until both sides are sure to get a document.
+
+        Raises:
+            UserError: the source is a single sample.
+        """
         if options.fraction == 0:
             return cls(options)
         count, largest, smallest = 0, -1.0, 2.0
@@ -46,6 +52,11 @@ class Split:
             if count > 1 and smallest < options.fraction <= largest:
                 return cls(options)
         if count == 1:
+            if isinstance(document, Sample):
+                raise UserError(
+                    f"data.validation.fraction: {source.key} is a single sample, which is not divided; add samples, or "
+                    "set data.validation.fraction=0 to train without validation."
+                )
             return cls(options, divided=True)
         return cls(
             options,

@@ -172,8 +172,8 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         _write_kind(folder, HuggingFaceOptions.model_fields["kind"].default)
-        for name in _HUGGING_FACE_FILES:
-            shutil.copyfile(self.folder / name, folder / name)
+        for path in [*(self.folder / name for name in _HUGGING_FACE_FILES), *self.folder.glob("chat_template*")]:
+            shutil.copyfile(path, folder / path.name)
 
 
 def existing_tokenizer(options: TokenizerOptions) -> Tokenizer | None:

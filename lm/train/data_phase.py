@@ -27,10 +27,14 @@ def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared
 
 def summary(prepared: Prepared, tokens: int) -> str:
     """How much text there is, and how often a run of so many tokens reads it."""
-    train, held_out = prepared.statistics, prepared.validation_statistics
+    train, held_out, fitted = prepared.statistics, prepared.validation_statistics, prepared.fitted
+    masked = train.targets < train.tokens - train.documents
+    fitting = ((fitted.cut, "prompts cut to a row"), (fitted.dropped, "samples dropped as longer than a row"))
     return (
-        f"{train.documents:,} documents, {short_number(train.tokens)} tokens; "
-        f"held out {held_out.documents:,}, {short_number(held_out.tokens)}; "
+        f"{train.documents:,} documents, {short_number(train.tokens)} tokens"
+        + (f", {short_number(train.targets)} of them to learn; " if masked else "; ")
+        + "".join(f"{number:,} {what}; " for number, what in fitting if number)
+        + f"held out {held_out.documents:,}, {short_number(held_out.tokens)}; "
         f"the run reads {short_number(tokens)}, {short_number(tokens / train.tokens)} epochs"
     )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from lm.data.prepare import Prepared, Validation
+from lm.data.store import TokenStore
 from lm.plan import Plan
 from lm.train.checkpoint import read_counters
 from lm.train.compressors import compressed_bits_per_byte
@@ -18,7 +20,7 @@ from lm.train.folder import Run, RunFolder
 from lm.train.model_file import full_weights
 from lm.train.progress import Progress
 from lm.train.report import save_report_data, write_report
-from lm.train.sample import Sample, SamplingSettings, sample_text
+from lm.train.sample import Sample, SamplingSettings, sample_answer, sample_text
 
 PROMPT_CHARACTERS = 200
 
@@ -61,10 +63,24 @@ def baselines(validation: Validation) -> dict[str, float]:
 
 
 def write_sample(model: nn.Module, prepared: Prepared, tokens: int) -> Sample:
-    """What the model writes after the beginning of a held-out document."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """What the model answers to a held-out prompt or, where there is none, writes after the beginning of a text."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     settings = SamplingSettings(max_new_tokens=tokens)
-    return sample_text(model.to(device), prepared.tokenizer, prompt(prepared.validation), settings)
+    stores = prepared.validation.batches.stores if prepared.validation is not None else ()
+    if asked := next((store for store in stores if len(store.targets)), None):
+        return sample_answer(model, prepared.tokenizer, *question(asked), settings)
+    return sample_text(model, prepared.tokenizer, prompt(prepared.validation), settings)
+
+
+def question(store: TokenStore) -> tuple[list[int], int]:
+    """The shortest prompt of documents with targets of their own, and the token that ends its answer."""
+    learned = np.flatnonzero(store.targets)
+    answers = learned[np.searchsorted(learned, store.offsets[:-1])]
+    shortest = int(np.argmin(answers - store.offsets[:-1]))
+    begin = int(answers[shortest])
+    following = store.targets[begin : store.offsets[shortest + 1]]
+    length = int(np.argmin(following)) or len(following)
+    return store.tokens[store.offsets[shortest] : begin].tolist(), int(store.tokens[begin + length - 1])
 
 
 def prompt(validation: Validation | None) -> str:

@@ -83,3 +83,12 @@ def sample_text(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: S
     text = tokenizer.decode([*ids[1:], *drawn])
     before = tokenizer.decode(ids[1:]) if len(ids) > 1 else ""
     return Sample(prompt, text.removeprefix(before), settings)
+
+
+def sample_answer(
+    model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], end_id: int, settings: SamplingSettings
+) -> Sample:
+    """What the model answers to the ids of `prompt`; `end_id` ends an answer."""
+    before = tokenizer.decode(prompt)
+    text = tokenizer.decode([*prompt, *generate(model, prompt, settings, stop_id=end_id)])
+    return Sample(before, text.removeprefix(before), settings)

@@ -52,7 +52,10 @@ def _prepare(chosen: argparse.Namespace) -> None:
     from lm.data.prepare import prepare
 
     prepared = prepare(run.data)
-    print(f"{prepared.statistics.tokens:,} tokens to train on, {prepared.validation_statistics.tokens:,} held out")
+    train, held_out, fitted = prepared.statistics, prepared.validation_statistics, prepared.fitted
+    print(f"{train.tokens:,} tokens to train on, {train.targets:,} of them to learn, {held_out.tokens:,} held out")
+    if fitted.cut or fitted.dropped:
+        print(f"samples longer than a row: {fitted.cut:,} prompts cut, {fitted.dropped:,} samples dropped")
 
 
 def _schema(chosen: argparse.Namespace) -> None:

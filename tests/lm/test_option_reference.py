@@ -37,7 +37,7 @@ def test_every_key_has_a_row_with_its_description() -> None:
         "| `chunk_size` | integer ≥ 1 | `16` | Tokens per chunk",
         '| `precision` | `fp32`, `bf16` | `"fp32"` | ',
         "| `sources` | list of: section | required | ",
-        "## `data.sources.0`\n",
+        "## `data.sources.0`, kind `text`\n",
         "## `model.mixers.NAME`, kind `rat`\n",
     ],
 )

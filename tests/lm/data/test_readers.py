@@ -7,13 +7,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lm.data.readers import READERS, Document, Unreadable
+from lm.data.readers import Document, Unreadable, read_json, read_texts
 from lm.errors import UserError
 
 
 def read(path: Path, field: str = "text") -> list[str]:
     """Texts as they are, unreadable items as "! where: reason"."""
-    items = READERS[path.suffix](path, field, "data.sources.0")
+    items = read_texts(path, field, "data.sources.0")
     return [item.text if isinstance(item, Document) else f"! {item.where}: {item.reason}" for item in items]
 
 
@@ -21,7 +21,7 @@ def test_text_keeps_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\n\ttwo\r three\n".encode())
     assert read(path) == ["\ufeffone\r\n\ttwo\r three\n"]
-    (document,) = READERS[".txt"](path, "text", "")
+    (document,) = read_texts(path, "text", "")
     assert isinstance(document, Document)
     assert document.utf8 == path.read_bytes()
 
@@ -56,7 +56,7 @@ def test_a_truncated_parquet_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"]}), path)
     path.write_bytes(path.read_bytes()[:-20])
-    (item,) = READERS[".parquet"](path, "text", "")
+    (item,) = read_texts(path, "text", "")
     assert isinstance(item, Unreadable)
     assert "not a whole parquet file" in str(item)
     assert str(path) in str(item)
@@ -71,3 +71,34 @@ def test_a_missing_field_is_refused_with_the_nearest_name(tmp_path: Path, suffix
         pyarrow.parquet.write_table(pyarrow.table({"contents": ["x"], "id": [1]}), path)
     with pytest.raises(UserError, match=r"data\.sources\.0\.text_field: .*'content'.*Did you mean 'contents'"):
         read(path, "content")
+
+
+def test_a_json_list_is_read_one_object_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    records = [{"n": number, "text": "[{zw\u00f6lf}, "} for number in range(3)]
+    for layout in (json.dumps(records), json.dumps(records, indent=2, ensure_ascii=False) + "\n"):
+        path.write_text(layout)
+        assert [item.values for item in read_json(path)] == records
+    path.write_text(" [ ] ")
+    assert list(read_json(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "good", "message"),
+    [
+        (b'{"n": 0}', 0, "its beginning: not JSON (a list of objects is expected"),
+        (b"", 0, "its beginning"),
+        (b'[{"n": 0}, {"n": ]', 1, "record 2 (character 11): not JSON"),
+        (b'[{"n": 0} {"n": 1}]', 1, "record 1 (character 1): not JSON (a comma or the end of the list"),
+        (b'[{"n": 0}, 5, {"n": 1}]', 2, "record 2 (character 11): not a JSON object"),
+        (b'[{"n": 0}', 1, "record 1 (character 1): not JSON (a comma or the end of the list"),
+        (b'[{"n": "\xff"}]', 0, "byte 8: not UTF-8"),
+    ],
+)
+def test_a_broken_json_list_says_which_record(tmp_path: Path, content: bytes, good: int, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    items = list(read_json(path))
+    (broken,) = (item for item in items if isinstance(item, Unreadable))
+    assert len(items) == good + 1
+    assert f"cannot be read at {message}" in str(broken)

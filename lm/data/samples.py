@@ -1,0 +1,137 @@
+"""Samples for supervised fine-tuning: what stands in a record as turns of a conversation, answers marked.
+
+Prompts with answers come in the field names that are in use (LongAlpaca and Alpaca: instruction, input, output), and
+conversations as lists of messages. A record of another form is refused: that is a wrong `kind` or field name, not a bad
+file. What is wrong inside a record makes it unreadable, as `lm.data.sources` treats that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from lm.data.options import ChatOptions, PairsOptions, SamplesOptions
+from lm.data.readers import RECORDS, Document, Record, Unreadable, missing_field
+from lm.errors import UserError, did_you_mean
+
+Role = Literal["system", "user", "assistant"]
+PROMPT_FIELDS = ("instruction", "prompt")
+ANSWER_FIELDS = ("output", "answer", "response", "completion")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message."""
+
+    role: Role
+    text: str
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is learned."""
+        return self.role == "assistant"
+
+
+@dataclass(frozen=True)
+class Sample(Document):
+    """A conversation with at least one answer, none of them empty, and a prompt before the first.
+
+    text: all turns, one under another, for what asks no more of a document than that. place: where it stands, in words.
+    """
+
+    turns: tuple[Turn, ...]
+    place: str
+
+
+def read_samples(path: Path, options: SamplesOptions, key: str) -> Iterator[Sample | Unreadable]:
+    """The samples of a file. Raises UserError, naming a key below `key`, for a record of another form."""
+    for record in RECORDS[path.suffix.lower()](path, None):
+        if isinstance(record, Unreadable):
+            yield record
+            continue
+        try:
+            turns = _messages(record, options, key) if isinstance(options, ChatOptions) else _pair(record, options, key)
+            text = "\n".join(turn.text for turn in turns)
+            yield Sample(text, text.encode(), tuple(turns), f"{key}.path: '{path}' at {record.where}")
+        except UnicodeEncodeError:
+            yield Unreadable(path, record.where, "half of a surrogate pair in its text")
+        except _MalformedError as error:
+            yield Unreadable(path, record.where, str(error))
+
+
+class _MalformedError(Exception):
+    """What is wrong inside a record of the right form."""
+
+
+def _pair(record: Record, options: PairsOptions, key: str) -> list[Turn]:
+    prompt_field = _field(record, options.prompt_field, PROMPT_FIELDS, f"{key}.prompt_field")
+    answer_field = _field(record, options.answer_field, ANSWER_FIELDS, f"{key}.answer_field")
+    prompt = _text(record.values[prompt_field], prompt_field)
+    if options.prompt_field is None and prompt_field == "instruction" and record.values.get("input") is not None:
+        prompt = "\n\n".join(part for part in (prompt, _text(record.values["input"], "input")) if part)
+    return [Turn("user", prompt), _answer(record.values[answer_field], answer_field)]
+
+
+def _field(record: Record, named: str | None, usual: Sequence[str], key: str) -> str:
+    """The field of a record that `key` names or, where that is left out, the one of the usual names that it has."""
+    found = [name for name in ((named,) if named else usual) if name in record.values]
+    if len(found) > 1:
+        raise UserError(
+            f"{key}: '{record.path}' has the fields {' and '.join(found)} in {record.where}: set the key to one of them"
+        )
+    if found:
+        return found[0]
+    if named:
+        raise missing_field(record, named, key)
+    near = next(filter(None, (did_you_mean(name, record.values) for name in usual)), "")
+    raise UserError(
+        f"{key}: '{record.path}' has none of the fields {', '.join(usual)} in {record.where}; "
+        f"it has {', '.join(record.values) or 'none'}.{near}"
+    )
+
+
+def _messages(record: Record, options: ChatOptions, key: str) -> list[Turn]:
+    name = options.messages_field
+    if name not in record.values:
+        raise missing_field(record, name, f"{key}.messages_field")
+    messages = record.values[name]
+    if not isinstance(messages, list):
+        raise _MalformedError(f"'{name}' holds {type(messages).__name__}, not a list of messages")
+    turns = [_turn(message, number) for number, message in enumerate(messages, 1)]
+    if not any(turn.is_answer for turn in turns):
+        raise _MalformedError("no message is the assistant's, so there is nothing to learn")
+    if turns[0].is_answer:
+        raise _MalformedError("the first message is the assistant's, an answer to nothing")
+    return turns
+
+
+def _turn(message: object, number: int) -> Turn:
+    where = f"message {number}"
+    if not isinstance(message, dict):
+        raise _MalformedError(f"{where} is {type(message).__name__}, not an object with role and content")
+    for field in ("role", "content"):
+        if field not in message:
+            raise _MalformedError(f"{where} has no '{field}'; it has {', '.join(message) or 'none'}")
+    role = message["role"]
+    if role not in get_args(Role):
+        near = did_you_mean(str(role), get_args(Role))
+        raise _MalformedError(f"{where} has the role {role!r}; known are {', '.join(get_args(Role))}.{near}")
+    content = f"the content of {where}"
+    return (
+        _answer(message["content"], content) if role == "assistant" else Turn(role, _text(message["content"], content))
+    )
+
+
+def _answer(value: object, name: str) -> Turn:
+    text = _text(value, name)
+    if not text.strip():
+        raise _MalformedError(f"{name} is empty, an answer with nothing to learn")
+    return Turn("assistant", text)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise _MalformedError(f"{name} holds {type(value).__name__}, not text")
+    return value
