@@ -43,7 +43,7 @@ class SampleEncoder:
         Raises:
             UserError: one that cannot be written by the template, or does not fit where that is to be refused.
         """
-        encoded = self._encode([(sample, sample.turns) for sample in samples])
+        encoded = self._encode([(sample, sample.turns) for sample in samples]) if samples else []
         fitting = (self._fitted(sample, document) for sample, document in zip(samples, encoded, strict=True))
         return [document for document in fitting if document is not None]
 
