@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.model import Model
-from eval.results import Record, SampleFile
+from eval.results import Record, SampleFile, appending
 from eval.selection import Questions
 from eval.statistics import estimate, percent
 from eval.tasks import Sample, Task
@@ -67,7 +66,7 @@ def ask(
     board = _Board(questions, done)
     with (
         progress.phase("answering", total=sum(item.sample.length for item in items)) as phase,
-        _writer(path, world) as write,
+        appending(SampleFile, path, world) as write,
     ):
         phase.advance(sum(item.sample.length for item in items if item.key in done))
         for number in range(max(world.gather(len(batches)))):
@@ -79,15 +78,6 @@ def ask(
                     progress.say(line)
             phase.advance(sum(record["length"] for record in records))
             phase.update(note=f"{records[-1]['task']} at {records[-1]['length']:,} tokens")
-
-
-@contextmanager
-def _writer(path: Path, world: World) -> Iterator[Callable[[Record], None]]:
-    if world.rank == 0:
-        with closing(SampleFile(path)) as file:
-            yield file.append
-    else:
-        yield lambda record: None
 
 
 def _answer(model: Model, batch: Sequence[Item]) -> list[dict[str, Any]]:

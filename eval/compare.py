@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from eval.results import Cell, Results
+from eval.results import Cell, Record, Results
 from eval.statistics import Paired, compare_paired, percent
 from lm.train.format import byte_size, short_number
 
@@ -60,6 +60,8 @@ def print_scores(results: Results) -> None:
     console = _console()
     if results.cells:
         console.print(_score_table(results))
+    if results.measured("perplexity"):
+        console.print(_perplexity_table(results))
     if results.measured("efficiency"):
         console.print(_efficiency_table(results))
 
@@ -97,6 +99,32 @@ def _score_table(results: Results) -> Table:
     if len(results.tasks) > 1:
         table.add_section()
         table.add_row("mean of the tasks", *(f"{100 * results.means[length]:.1f}" for length in results.lengths))
+    return table
+
+
+PERPLEXITY_COLUMNS = ("text", "protocol", "tokens", "perplexity", "nats per token", "bits per byte")
+
+
+def perplexity_row(found: Record) -> tuple[str, str, str, str, str, str]:
+    """One measurement in words, by `PERPLEXITY_COLUMNS`; why there is none, where there is none."""
+    place = found["text"], found["protocol"], f"{found['length']:,}"
+    if "nll" not in found:
+        return *place, "", found["reason"], ""
+    error = "" if found["stderr"] is None else f" ± {found['stderr']:.4f}"
+    return *place, f"{found['perplexity']:.4g}", f"{found['nll']:.4f}{error}", f"{found['bits_per_byte']:.4f}"
+
+
+def perplexities(results: Results) -> list[Record]:
+    """The perplexities, without the losses by position."""
+    return [found for found in results.measured("perplexity") if "by_position" not in found]
+
+
+def _perplexity_table(results: Results) -> Table:
+    table = Table(title=f"{results.name}: perplexity, ± standard error")
+    for column in PERPLEXITY_COLUMNS:
+        table.add_column(column, justify="left" if column in ("text", "protocol") else "right")
+    for found in perplexities(results):
+        table.add_row(*perplexity_row(found))
     return table
 
 

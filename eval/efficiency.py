@@ -39,7 +39,7 @@ class Efficiency:
 
 
 @torch.inference_mode()
-def measure(model: Model, length: int) -> Efficiency:
+def efficiency(model: Model, length: int) -> Efficiency:
     """Reads random tokens, then writes the last `DECODE_STEPS` of `length` (at least one of each) in single steps."""
     network, device = model.model, model.device
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}

@@ -13,6 +13,7 @@ from eval.compare import print_comparison, print_scores
 from eval.opening import open_model
 from eval.options import EvaluationOptions
 from eval.page import write_page
+from eval.reading import require_protocols
 from eval.results import ResultFolder, load_results
 from eval.runner import Evaluation
 from eval.selection import chosen_tasks
@@ -35,6 +36,7 @@ class ModelChoice:
 def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> None:
     """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
     tasks = chosen_tasks(options, "--tasks")
+    require_protocols(options.protocols)
     logging.set_verbosity_error()  # what it warns of, lengths beyond the context say, is said here once
     progress = Progress(rank=distributed.launched_rank())
     world = distributed.join()

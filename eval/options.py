@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from lm.options import Options
 
+PYTHON_DOCUMENTATION = Path("python-docs")
+"""Stands for the text that every Python brings."""
+
 Length = Annotated[int, Field(ge=1)]
 
 
@@ -39,7 +42,16 @@ class SuiteOptions(Options):
 class EvaluationOptions(SuiteOptions):
     """One call of `braid eval`."""
 
-    perplexity: tuple[Path, ...] = Field(default=(), description="Texts to measure perplexity on.")
+    lengths: tuple[Length, ...] = Field(
+        default=(512, 1024, 2048, 4096), min_length=1, description="Lengths of the samples in tokens, and of windows."
+    )
+    perplexity: tuple[Path, ...] = Field(
+        default=(), description="Texts to measure perplexity on: files, folders, globs; python-docs comes with Python."
+    )
+    protocols: tuple[str, ...] = Field(
+        default=("strided", "disjoint", "last-tokens", "by-position"), description="Ways to measure it."
+    )
+    text_tokens: int = Field(default=32_768, ge=2, description="Tokens of each text that are read, from its beginning.")
     batch_tokens: int = Field(default=16_384, ge=1, description="Padded tokens of one forward; changes no result.")
 
 

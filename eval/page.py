@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval.compare import contrasts, labels
+from eval.compare import PERPLEXITY_COLUMNS, contrasts, labels, perplexities, perplexity_row
 from eval.page_charts import curves, depth_maps, efficiency_charts, position_chart, score_maps
 from eval.results import Results
 from eval.statistics import percent
@@ -15,7 +15,7 @@ from lm.train.report.style import STYLE
 from lm.train.tensor_file import replace_text
 
 Named = Sequence[tuple[str, Results]]
-WORDS = frozenset({"task", "paired test", "reason", "text", "protocol"})
+WORDS = frozenset({"task", "paired test", "reason", "text", "protocol", "model"})
 
 
 def write_page(results: Sequence[Results], path: Path) -> None:
@@ -33,6 +33,7 @@ def render(results: Sequence[Results]) -> str:
         _section("By depth and length", depth_maps(named)),
         _tables(named),
         _comparisons(named),
+        _perplexities(named),
         _section("Loss by position", position_chart(named)),
         _section("Speed and memory", efficiency_charts(named)),
         *(_about(name, result) for name, result in named),
@@ -92,6 +93,13 @@ def _tables(named: Named) -> str:
             columns = ["task", *(f"{length:,} tokens" for length in lengths)]
             parts.append(f"<h2>{text(name)}: percent and 95 % interval</h2>{_panel(table(columns, rows, WORDS))}")
     return f"<section>{''.join(parts)}</section>" if parts else ""
+
+
+def _perplexities(named: Named) -> str:
+    rows = [(name, *perplexity_row(found)) for name, result in named for found in perplexities(result)]
+    if not rows:
+        return ""
+    return f"<section><h2>Perplexity</h2>{_panel(table(('model', *PERPLEXITY_COLUMNS), rows, WORDS))}</section>"
 
 
 def _comparisons(named: Named) -> str:

@@ -86,15 +86,15 @@ def position_chart(named: Named) -> Iterator[str]:
     texts: dict[str, dict[str, Sequence[Point]]] = {}
     for name, result in named:
         for record in result.measured("perplexity"):
-            if record.get("by_position"):
+            if "by_position" in record:
                 texts.setdefault(record["of"], {})[name] = [_middle(part) for part in record["by_position"]]
     for of, lines in texts.items():
         yield line_chart(of, _series(lines), Axis("position", log=2), Axis("nats per token"))
 
 
 def _middle(part: Record) -> Point:
-    # The geometric middle of a bin, positions counted from 1, is its middle on the axis.
-    return ((part["first"] + 1) * part["end"]) ** 0.5, part["loss"]
+    """A bin of tokens with `first` to `end` - 1 before them, at the geometric middle."""
+    return (part["first"] * (part["end"] - 1)) ** 0.5, part["loss"]
 
 
 def efficiency_charts(named: Named) -> Iterator[str]:

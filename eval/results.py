@@ -10,12 +10,12 @@ report.html          see `eval.page`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from eval.statistics import Estimate, estimate
 from lm.data.fingerprint import content_digest
@@ -129,6 +129,19 @@ class Results:
             "skipped": list(self.skipped),
             "environment": dict(self.environment),
         }
+
+
+KindT = TypeVar("KindT", bound=JsonLines)
+
+
+@contextmanager
+def appending(kind: type[KindT], path: Path, world: World) -> Iterator[Callable[[Record], None]]:
+    """What writes a record to the file at `path`, on rank 0; on the others it does nothing."""
+    if world.rank == 0:
+        with closing(kind(path)) as file:
+            yield file.append
+    else:
+        yield lambda record: None
 
 
 class ResultFolder:

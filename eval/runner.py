@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from eval.asking import ask
-from eval.efficiency import measure
+from eval.efficiency import efficiency
+from eval.measuring import Measurement, in_order, measure
 from eval.model import Model
 from eval.options import EvaluationOptions
+from eval.reading import Corpus, open_corpus, readings
 from eval.results import MeasurementFile, ResultFolder, Results, SampleFile, cells
 from eval.selection import Questions, Skipped, write_questions
 from eval.tasks import Haystack, Task, open_haystack
@@ -42,7 +45,8 @@ class Evaluation:
         self.model, self.tasks, self.options, self.world, self.progress = model, tasks, options, world, progress
         self.haystack = open_haystack(options.haystack, options.squad, options.hotpotqa)
         require_positions(model, options.lengths)
-        self.settings = settings_of(model, path, options, tasks, self.haystack)
+        self.corpora = [open_corpus(text) for text in options.perplexity]
+        self.settings = settings_of(model, path, options, tasks, self.haystack, self.corpora)
         model.batch_tokens = options.batch_tokens
 
     def run(self, folder: ResultFolder) -> Results | None:
@@ -57,15 +61,15 @@ class Evaluation:
             )
         with folder.claimed(self.world, self.settings):
             questions, skipped = self._questions()
-            ask(self.model, questions, folder.samples, self.options.batch_tokens, self.world, self.progress)
-            self._measure(folder)
-            self.world.barrier()
+            if questions:
+                ask(self.model, questions, folder.samples, self.options.batch_tokens, self.world, self.progress)
+            measurements = self._measure(folder)
             if self.world.rank != 0:
                 return None
             results = Results(
                 self.settings,
                 cells(self.settings["tasks"], SampleFile.read(folder.samples)),
-                sorted(MeasurementFile.read(folder.measurements), key=lambda record: (record["kind"], record["order"])),
+                in_order(MeasurementFile.read(folder.measurements), measurements),
                 [asdict(one) for one in skipped],
                 describe_environment(self.world.size),
             )
@@ -74,6 +78,8 @@ class Evaluation:
 
     def _questions(self) -> tuple[list[Questions], list[Skipped]]:
         pairs = [(length, task) for length in sorted(self.options.lengths) for task in self.tasks]
+        if not pairs:
+            return [], []
         written: list[Questions | Skipped] = []
         with self.progress.phase("writing the questions", total=len(pairs)) as phase:
             for length, task in pairs:
@@ -85,29 +91,32 @@ class Evaluation:
         skipped = [one for one in written if isinstance(one, Skipped)]
         for one in skipped:
             self.progress.say(f"left out: {one.reason}")
-        if pairs and not questions:
+        if not questions:
             raise UserError("--lengths: none of the tasks can be asked at these lengths, for the reasons above")
         return questions, skipped
 
-    def _measure(self, folder: ResultFolder) -> None:
-        """Measures what is not measured yet, on rank 0 alone: other ranks would disturb it."""
-        if self.world.rank != 0:
-            return
-        done = {(record["kind"], record["of"]) for record in MeasurementFile.read(folder.measurements)}
-        file = MeasurementFile(folder.measurements)
-        lengths = [length for length in sorted(self.options.lengths) if ("efficiency", str(length)) not in done]
-        if lengths:
-            with self.progress.phase("measuring speed and memory", total=sum(lengths)) as phase:
-                for length in lengths:
-                    phase.update(note=f"{length:,} tokens")
-                    found = asdict(measure(self.model, length))
-                    file.append({"kind": "efficiency", "of": str(length), "order": length} | found)
-                    phase.advance(length)
-        file.close()
+    def _measure(self, folder: ResultFolder) -> list[Measurement]:
+        """Perplexities, by all ranks in turn, then speed and memory, by rank 0 alone, which others would disturb."""
+        read = list(readings(self.model, self.corpora, self.options))
+        costs = [
+            Measurement("efficiency", f"{length:,} tokens", length, partial(self._cost, length))
+            for length in sorted(self.options.lengths)
+        ]
+        measure("reading texts", read, folder.measurements, self.world, self.progress, ranks=self.world.size)
+        measure("measuring speed and memory", costs, folder.measurements, self.world, self.progress, ranks=1)
+        return [*read, *costs]
+
+    def _cost(self, length: int) -> dict[str, Any]:
+        return asdict(efficiency(self.model, length))
 
 
 def settings_of(
-    model: Model, path: str, options: EvaluationOptions, tasks: Sequence[Task], haystack: Haystack
+    model: Model,
+    path: str,
+    options: EvaluationOptions,
+    tasks: Sequence[Task],
+    haystack: Haystack,
+    corpora: Sequence[Corpus],
 ) -> dict[str, Any]:
     """All that fixes an evaluation, for settings.json. Files are named by their content."""
     network = model.model
@@ -128,7 +137,9 @@ def settings_of(
         "haystack": {"name": haystack.name, "digest": haystack.digest} if tasks else None,
         "squad": _file_hash(options.squad),
         "hotpotqa": _file_hash(options.hotpotqa),
-        "perplexity": {text.name: _file_hash(text) for text in options.perplexity},
+        "texts": {corpus.name: corpus.digest for corpus in corpora},
+        "protocols": list(options.protocols) if corpora else [],
+        "text_tokens": options.text_tokens if corpora else 0,
     }
 
 

@@ -10,7 +10,6 @@ from lm.errors import UserError
 from lm.verbs.verb import Verb
 
 COMPARE = "compare"
-LENGTHS = (512, 1024, 2048, 4096)
 
 
 def _eval(chosen: argparse.Namespace) -> None:
@@ -23,19 +22,14 @@ def _eval(chosen: argparse.Namespace) -> None:
             "To set results side by side: braid eval compare DIR DIR"
         )
     from eval.entry import ModelChoice, evaluate
-    from eval.options import EvaluationOptions
+    from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions
 
-    options = EvaluationOptions(
-        tasks=chosen.tasks or (() if chosen.perplexity else ("all",)),
-        lengths=chosen.lengths,
-        samples=chosen.samples,
-        seed=chosen.seed,
-        haystack=chosen.haystack,
-        squad=chosen.squad,
-        hotpotqa=chosen.hotpotqa,
-        perplexity=tuple(chosen.perplexity),
-        batch_tokens=chosen.batch_tokens,
-    )
+    given = {name: getattr(chosen, name) for name in EvaluationOptions.model_fields}
+    if given["perplexity"] == []:
+        given["perplexity"] = [PYTHON_DOCUMENTATION]
+    if given["tasks"] is None and given["perplexity"] is None:
+        given["tasks"] = ("all",)
+    options = EvaluationOptions(**{name: value for name, value in given.items() if value is not None})
     output = chosen.output or Path("runs", "evaluations", Path(chosen.model).name)
     evaluate(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, output)
 
@@ -55,17 +49,17 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--tasks", type=_words, metavar="A,B", help="tasks and suites by name; all, if none and no text")
     which.add_argument("--suite", type=_words, dest="tasks", metavar="NAME", help="the same")
-    parser.add_argument(
-        "--lengths", type=_lengths, default=LENGTHS, metavar="N,N", help="tokens of a sample, 512,1024,2048,4096"
-    )
-    parser.add_argument("--samples", type=positive, default=50, metavar="N", help="of each task and length; 50")
-    parser.add_argument("--seed", type=_seed, default=42, metavar="N", help="decides the samples; 42")
+    parser.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a sample, 512,1024,2048,4096")
+    parser.add_argument("--samples", type=positive, metavar="N", help="of each task and length; 50")
+    parser.add_argument("--seed", type=_seed, metavar="N", help="decides the samples; 42")
     parser.add_argument("--haystack", type=Path, metavar="PATH", help="text to hide things in; Python's documentation")
     parser.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD v2.0's dev file, for qa_1")
     parser.add_argument("--hotpotqa", type=Path, metavar="FILE", help="HotpotQA's distractor dev file, for qa_2")
-    parser.add_argument("--perplexity", type=Path, nargs="+", default=(), metavar="TEXT", help="measure it on these")
+    parser.add_argument("--perplexity", type=Path, nargs="*", metavar="TEXT", help="of these; Python's documentation")
+    parser.add_argument("--protocols", type=_words, metavar="A,B", help="ways to measure it")
+    parser.add_argument("--text-tokens", type=positive, metavar="N", help="of each text; 32768")
     parser.add_argument("--output", type=Path, metavar="DIR", help="runs/evaluations/MODEL; for compare, a .html file")
-    parser.add_argument("--batch-tokens", type=positive, default=16_384, metavar="N", help="of one forward; 16384")
+    parser.add_argument("--batch-tokens", type=positive, metavar="N", help="of one forward; 16384")
     parser.add_argument("--adapter", metavar="DIR", help="an adapter over MODEL")
     parser.add_argument("--revision", metavar="NAME", help="of a model on the Hub")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="fp32 on a CPU, as saved on a GPU")

@@ -128,7 +128,8 @@ class Page(HTMLParser):
 
 def test_hostile_names_stay_text() -> None:
     measured = [
-        {"kind": "perplexity", "of": HOSTILE, "by_position": [{"first": 0, "end": 4, "loss": 2.0, "tokens": 9}]},
+        {"kind": "perplexity", "of": HOSTILE, "text": HOSTILE, "protocol": "x", "length": 4, "reason": HOSTILE},
+        {"kind": "perplexity", "of": HOSTILE, "by_position": [{"first": 1, "end": 4, "loss": 2.0, "tokens": 9}]},
         {
             "kind": "efficiency",
             "of": "512",

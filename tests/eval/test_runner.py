@@ -14,9 +14,13 @@ import pytest
 
 from eval.asking import ask
 from eval.model import Model
+from eval.opening import open_model
+from eval.perplexity import strided
+from eval.reading import PROTOCOLS
 from eval.results import SampleFile, load_results
 from eval.selection import Questions
 from eval.tasks import TASKS, open_haystack
+from eval.text import read_text
 from lm.cli import main
 from lm.train.progress import Progress
 
@@ -43,7 +47,7 @@ def read(path: Path) -> Any:
 def without_clock(output: Path) -> dict[str, Any]:
     """The result but for the figures that depend on how busy the machine is."""
     values = read(output / "results.json")
-    assert [found["of"] for found in values.pop("measurements")] == ["520", "600"]
+    assert [found["of"] for found in values.pop("measurements")] == ["520 tokens", "600 tokens"]
     return dict(values)
 
 
@@ -126,6 +130,31 @@ def test_the_same_weights_elsewhere_go_on(whole: Path, save_model: SaveModel, tm
     assert evaluate(tmp_path / "moved", whole) == 0
 
 
+def test_texts_are_read_by_every_protocol_at_every_length_once(folder: Path, tmp_path: Path, capsys) -> None:
+    for name, text in (("long", "All happy families are alike. " * 12), ("short", "Call me Ishmael.")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    output, protocols = tmp_path / "out", list(PROTOCOLS)
+    command = ["eval", str(folder), "--perplexity", str(tmp_path / "long.txt"), str(tmp_path / "short.txt")]
+    command += ["--lengths", "64,128", "--protocols", ",".join(protocols), "--output", str(output)]
+    assert main(command) == 0
+    assert "is made for" not in capsys.readouterr().out
+    found = load_results(output).measured("perplexity")
+    assert [one["length"] for one in found] == 2 * ([64] * (len(protocols) - 1) + [128] * len(protocols))
+    long, short = found[: len(found) // 2], found[len(found) // 2 :]
+    assert [one["reason"] for one in long if "reason" in one] == [long[-3]["reason"]]  # LongLoRA's at 128
+    assert [place for place, one in enumerate(short) if "nll" in one] == [0, 1, 2, 5, 6, 7]
+
+    model = open_model(folder)
+    text = read_text(model.tokenizer, (tmp_path / "long.txt").read_text())
+    assert long[0]["nll"] == pytest.approx(strided(model, [text], 64, 32, 256).nll)
+    assert long[0]["tokens"] == len(text) == 360
+    (curve,) = [one["by_position"] for one in long if "by_position" in one]
+    assert (curve[0]["first"], curve[-1]["end"]) == (1, 128)
+    content = (output / "measurements.jsonl").read_bytes()
+    assert main(command) == 0
+    assert (output / "measurements.jsonl").read_bytes() == content
+
+
 class TwoRanks:
     """One of two threads that talk as two ranks do."""
 
@@ -186,6 +215,8 @@ def test_a_task_that_does_not_fit_is_left_out_aloud(folder: Path, tmp_path: Path
         (["--suite", "rulr"], "--tasks: 'rulr' is no task of the offline suite. Did you mean 'ruler'? Suites: ruler"),
         (["--tasks", "paskey"], "--tasks: 'paskey' is no task of the offline suite. Did you mean 'passkey'?"),
         (["--haystack", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--perplexity", "/nowhere/at/all"], "--perplexity"),
+        (["--protocols", "stride"], "--protocols: there is no 'stride'. Did you mean 'strided'? Known: strided, "),
     ],
 )
 def test_mistakes_are_named_before_anything_is_asked(

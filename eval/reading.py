@@ -1,0 +1,159 @@
+"""Perplexity of texts that the user names, by the protocols that they choose, at every length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from eval.measuring import Measurement
+from eval.model import Model
+from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions
+from eval.perplexity import LONGLORA_STRIDE, last_tokens, loss_by_position, rolling, strided, window_mean
+from eval.tasks import open_haystack
+from eval.text import Text, joined, read_text
+from lm.data.fingerprint import content_digest
+from lm.data.options import SourceOptions
+from lm.data.sources import find_source
+from lm.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents behind one name."""
+
+    name: str
+    documents: Sequence[str]
+
+    @cached_property
+    def digest(self) -> str:
+        return content_digest(document.encode() for document in self.documents)
+
+    def texts(self, model: Model, tokens: int) -> list[Text]:
+        """The first so many tokens of the documents, the last of them cut; documents of one token are left out."""
+        found: list[Text] = []
+        for document in self.documents:
+            if tokens < 2:
+                break
+            text = read_text(model.tokenizer, document)
+            if len(text) > 1:
+                found.append(text.part(0, min(len(text), tokens)))
+                tokens -= len(found[-1])
+        return found
+
+
+def open_corpus(path: Path) -> Corpus:
+    """The documents of a file, folder or glob (kinds as in `data.sources`), or those that come with Python.
+
+    Raises UserError where nothing that can be read is there.
+    """
+    if path == PYTHON_DOCUMENTATION:
+        haystack = open_haystack()
+        return Corpus(haystack.name, [haystack.text])
+    source = find_source(SourceOptions(path=str(path)), "--perplexity")
+    documents = [document.text for document in source.documents()]
+    if not any(documents):
+        raise UserError(f"--perplexity: {path} holds no text")
+    return Corpus(str(path), documents)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Texts to be read at a length, one of several."""
+
+    model: Model
+    texts: Sequence[Text]
+    length: int
+    lengths: Sequence[int]
+
+    @property
+    def prefix(self) -> int:
+        """What stands before a text: bos, or eos where there is none."""
+        tokenizer = self.model.tokenizer
+        found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if found is None:
+            raise UserError(f"{self.model.name}: its tokenizer has neither bos nor eos to stand before a text")
+        return int(found)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.texts))
+
+
+def _strided(reading: Reading) -> Mapping[str, Any]:
+    stride = max(1, reading.length // 2)
+    return strided(reading.model, reading.texts, reading.length, stride, reading.prefix).to_json()
+
+
+def _disjoint(reading: Reading) -> Mapping[str, Any]:
+    return strided(reading.model, reading.texts, reading.length, reading.length, reading.prefix).to_json()
+
+
+def _rolling(reading: Reading) -> Mapping[str, Any]:
+    return rolling(reading.model, reading.texts, reading.length, reading.prefix).to_json()
+
+
+def _window_mean(reading: Reading) -> Mapping[str, Any]:
+    try:
+        return window_mean(reading.model, joined(reading.texts, reading.prefix), reading.length).to_json()
+    except ValueError as error:
+        return {"reason": str(error)}
+
+
+def _last_tokens(reading: Reading) -> Mapping[str, Any]:
+    longest, last = max(reading.lengths), max(1, min(reading.lengths) // 2)
+    texts = [text for text in reading.texts if len(text) >= longest]
+    if not texts:
+        return {"reason": f"no document has the {longest} tokens of the longest context"}
+    return last_tokens(reading.model, texts, [reading.length], last)[0].to_json()
+
+
+def _by_position(reading: Reading) -> Mapping[str, Any]:
+    n = reading.length
+    rows = [text.part(begin, begin + n) for text in reading.texts for begin in range(0, len(text) - n + 1, n)]
+    if not rows:
+        return {"reason": f"no document has {n} tokens"}
+    return {"by_position": [asdict(part) for part in loss_by_position(reading.model, rows)], "rows": len(rows)}
+
+
+PROTOCOLS: dict[str, Callable[[Reading], Mapping[str, Any]]] = {
+    "strided": _strided,
+    "disjoint": _disjoint,
+    "rolling": _rolling,
+    "window-mean": _window_mean,
+    "last-tokens": _last_tokens,
+    "by-position": _by_position,
+}
+
+
+def require_protocols(names: Sequence[str]) -> None:
+    """Raises UserError, with the nearest name, for a protocol that does not exist."""
+    for name in names:
+        if name not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise UserError(f"--protocols: there is no '{name}'.{did_you_mean(name, PROTOCOLS)} Known: {known}")
+
+
+def readings(model: Model, corpora: Sequence[Corpus], options: EvaluationOptions) -> Iterator[Measurement]:
+    """What is to be measured: each text by each protocol at each length; the loss by position at the longest alone."""
+    lengths = sorted(options.lengths)
+    for corpus in corpora:
+        texts = corpus.texts(model, options.text_tokens)
+        for length in lengths:
+            reading = Reading(model, texts, length, lengths)
+            for protocol in options.protocols:
+                if protocol != "by-position" or length == lengths[-1]:
+                    of = f"{corpus.name}: {protocol}, {length:,} tokens"
+                    work = partial(_read, corpus.name, protocol, reading)
+                    yield Measurement("perplexity", of, round(reading.tokens * _times(protocol, length)), work)
+
+
+def _times(protocol: str, length: int) -> float:
+    """How often each token is read, about."""
+    return {"strided": 2.0, "window-mean": length / LONGLORA_STRIDE}.get(protocol, 1.0)
+
+
+def _read(name: str, protocol: str, reading: Reading) -> Mapping[str, Any]:
+    return {"text": name, "length": reading.length, "protocol": protocol} | dict(PROTOCOLS[protocol](reading))
