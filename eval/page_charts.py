@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
 from eval.results import Cell, Record, Results
-from lm.train.report.charts import Point, Series, line_chart
+from lm.train.report.charts import COLOURS, Point, Series, line_chart
 from lm.train.report.heat_map import heat_map
 from lm.train.report.scale import Axis
 
 Named = Sequence[tuple[str, Results]]
-COLOURS = 4
 TOKENS = Axis("tokens", log=2)
 PERCENT = Axis("percent", from_zero=True)
 MOST_DEPTHS = 11

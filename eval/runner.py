@@ -92,7 +92,7 @@ class Evaluation:
         for one in skipped:
             self.progress.say(f"left out: {one.reason}")
         if not questions:
-            raise UserError("--lengths: none of the tasks can be asked at these lengths, for the reasons above")
+            raise UserError("--lengths: no task can be asked at these lengths, for the reasons above")
         return questions, skipped
 
     def _measure(self, folder: ResultFolder) -> list[Measurement]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from eval.options import LiveOptions
 from lm.data.tokenizers import declared_vocab_size
 from lm.errors import UserError
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
@@ -46,8 +47,16 @@ class _FromBase(Options):
     )
 
 
+class _Evaluated(Options):
+    """What is found out about the model on the way."""
+
+    evaluations: LiveOptions | None = Field(
+        default=None, description="Long-context tasks on the model while it trains; left out: none."
+    )
+
+
 # The base named last comes first in the file, in messages and in the schema.
-class RunFile(Sections, _FromScratch):
+class RunFile(_Evaluated, Sections, _FromScratch):
     """One pretraining run: the model, its text, how it is trained, and what is logged."""
 
     @model_validator(mode="after")
@@ -68,7 +77,7 @@ class RunFile(Sections, _FromScratch):
         return FromScratch(self.model)
 
 
-class ExtensionFile(Sections, _FromBase):
+class ExtensionFile(_Evaluated, Sections, _FromBase):
     """One run from a pretrained model, to a longer context if it is extended: `base`, `extend`, `lora`, no `model`."""
 
     @model_validator(mode="after")

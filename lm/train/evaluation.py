@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS_PER_OCTAVE = 4
+_SCORE = re.compile(r"eval/(.+)@(\d+)")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Evaluation:
             by_position=tuple(PositionLoss(**part) for part in values["by_position"]),
             baselines=dict(values["baselines"]),
         )
+
+
+def asked(keys: Iterable[str]) -> Iterator[tuple[str, str, int]]:
+    """Those of a record's keys that are scores of tasks, `eval/TASK@LENGTH`, each with its task and length."""
+    for key in keys:
+        if found := _SCORE.fullmatch(key):
+            yield key, found[1], int(found[2])
 
 
 def loss_by_position(nll_sums: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[PositionLoss, ...]:

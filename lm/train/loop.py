@@ -24,12 +24,14 @@ from lm.train.evaluation import Evaluation
 from lm.train.finish import finish
 from lm.train.flops import StepFlops
 from lm.train.folder import Run, RunFolder
+from lm.train.hook import Hook
 from lm.train.interrupt import StopRequest
 from lm.train.log import RunLog, require_wandb_login
 from lm.train.manifest import checkpoints, keep_newest
 from lm.train.peak import device_peak
 from lm.train.progress import Progress
 from lm.train.report import save_report_data
+from lm.train.resumption import require_fit
 from lm.train.schedule import learning_rate
 from lm.train.trainee import Built
 
@@ -37,21 +39,22 @@ MAX_SKIPPED_IN_A_ROW = 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def train(run: Run, kind: type[Training] | None = None) -> None:
+def train(run: Run, kind: type[Training] | None = None, hook: Hook | None = None) -> None:
     """Trains to `train.steps`, from the newest good checkpoint of `train.output_dir` if it holds one.
 
-    kind: a training that records or leaves behind something else. Works alone, under torchrun and under the deepspeed
-    launcher. Raises UserError; on other ranks than 0, which have nothing to add to its message, SystemExit.
+    kind: a training that records or leaves behind something else. hook: called at its own interval. Works alone, under
+    torchrun and under the deepspeed launcher. Raises UserError; on other ranks than 0, which have nothing to add to its
+    message, SystemExit.
     """
     try:
-        _train(run, kind or Training)
+        _train(run, kind or Training, hook)
     except UserError:
         if distributed.launched_rank() != 0:
             raise SystemExit(2) from None
         raise
 
 
-def _train(run: Run, kind: type[Training]) -> None:
+def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
     folder = RunFolder(run.train.output_dir)
     progress = Progress(rank=distributed.launched_rank(), every=run.log.every)
     if folder.is_complete(run):
@@ -63,9 +66,11 @@ def _train(run: Run, kind: type[Training]) -> None:
         world.on_rank_zero(require_wandb_login)
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
+        if hook is not None:
+            hook.prepare(prepared.tokenizer, progress)
         training = kind(run, folder, world, progress, prepared, rows)
         training.resume()
-        training.finish_steps()
+        training.finish_steps(hook)
         training.finish()
     distributed.leave_at_exit()
 
@@ -127,21 +132,7 @@ class Training:
 
     def _restore(self, found: Path) -> None:
         counters = checkpoint.read_counters(found)
-        if counters.data != self.prepared.fingerprint:
-            raise UserError(
-                f"data: the text or the tokenizer is not what the run in {self.folder.root} was trained on (files of "
-                "a source changed). Bring them back to go on with it, or choose another train.output_dir."
-            )
-        if counters.frozen != self.counters.frozen:
-            raise UserError(
-                f"base.path: the weights of {self.run.model_dump(mode='json')['base']['path']} are not those that the "
-                f"run in {self.folder.root} began with. Bring them back, or choose another train.output_dir."
-            )
-        if counters.step > self.run.train.steps:
-            raise UserError(
-                f"train.steps: {found} is at step {counters.step} already, beyond {self.run.train.steps}. "
-                "Raise train.steps, or choose another train.output_dir."
-            )
+        require_fit(counters, self.counters, self.run, found)
         checkpoint.load(found, self.engine.fragments())
         self.engine.restored(counters.adam_step)
         if counters.world == self.world.size:
@@ -151,8 +142,8 @@ class Training:
         self.counters = replace(counters, world=self.world.size)
         self.progress.say(f"going on from step {counters.step} ({found})")
 
-    def finish_steps(self) -> None:
-        """All steps that are left, with evaluations and checkpoints at their intervals and at the end."""
+    def finish_steps(self, hook: Hook | None = None) -> None:
+        """All steps that are left, with evaluations, the hook and checkpoints at their intervals and at the end."""
         train, log = self.run.train, self.run.log
         skipped_in_a_row = 0
         with (
@@ -173,6 +164,9 @@ class Training:
                 skipped_in_a_row = 0 if applied else skipped_in_a_row + 1
                 if self._due(train.evaluate_every):
                     record |= self.evaluate()
+                if hook is not None and self._due(hook.every):
+                    with self.progress.phase(hook.title):
+                        record |= hook(self.engine)
                 records.write(record)
                 bar.update(record)
                 if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:

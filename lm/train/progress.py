@@ -68,6 +68,8 @@ class TrainingBar:
             self._advance(step, record)
         if record.get("validation_loss") is not None:
             self._say(f"step {step}  {_validation(record)}")
+        if scores := _scores(record):
+            self._say(f"step {step}  {scores}")
 
     def _advance(self, step: int, record: Mapping[str, Any]) -> None:
         self._times.append((step, time.monotonic()))
@@ -101,6 +103,14 @@ def _validation(record: Mapping[str, Any]) -> str:
     if record.get("validation_bits_per_byte") is not None:
         parts.append(f"{record['validation_bits_per_byte']:.4f} bits per byte")
     return "  ".join(parts)
+
+
+def _scores(record: Mapping[str, Any]) -> str:
+    """`passkey@512 35 %`, for every task that was asked."""
+    asked = {
+        key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/") and "@" in key
+    }
+    return "  ".join(f"{name} {value:.0%}" for name, value in asked.items() if not name.endswith("/nll"))
 
 
 class _Count(ProgressColumn):

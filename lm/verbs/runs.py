@@ -21,7 +21,12 @@ def _train(chosen: argparse.Namespace) -> None:
     run = _run_with_its_text(chosen)
     from lm.train.loop import train  # after the mistakes of the run file, which need not wait for it
 
-    train(run)
+    hook = None
+    if run.evaluations is not None:
+        from eval.live import LiveEvaluation
+
+        hook = LiveEvaluation(run.evaluations, run.train.micro_batch_size * run.data.sequence_length)
+    train(run, hook=hook)
 
 
 def _run_with_its_text(chosen: argparse.Namespace) -> AnyRun:

@@ -14,6 +14,7 @@ Point = tuple[float, float | None]
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 42
 MOST_POINTS = 600
+COLOURS = 4
 BAR_HEIGHT, BAR_GAP = 40, 18
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from lm.plan import LayerPlan, Plan
-from lm.train.evaluation import Evaluation
+from lm.train.evaluation import Evaluation, asked
 from lm.train.format import byte_size, duration, short_number
-from lm.train.report.charts import Bar, Point, Series, bar_chart, line_chart
+from lm.train.report.charts import COLOURS, Bar, Point, Series, bar_chart, line_chart
 from lm.train.report.data import ReportData
 from lm.train.report.markup import definitions, table, text
 from lm.train.report.scale import Axis
@@ -26,6 +26,7 @@ def render(data: ReportData) -> str:
         _header(data),
         _held_out(data.evaluation),
         _training(data),
+        _tasks(data),
         _plan(data.plan),
         _sample(data.sample),
         _settings(data),
@@ -149,6 +150,27 @@ def _training(data: ReportData) -> str:
         held_out = [Series("", accuracy, "dots", colour=1)]
         charts.insert(1, line_chart("Held-out accuracy", held_out, STEP, Axis("share of targets", from_zero=True)))
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
+
+
+def _tasks(data: ReportData) -> str:
+    """One chart for each task that was asked on the way, one line for each length."""
+    lengths: dict[str, list[int]] = {}
+    for _, task, length in asked(dict.fromkeys(key for record in data.metrics for key in record)):
+        lengths.setdefault(task, []).append(length)
+    charts = [
+        line_chart(
+            task,
+            [
+                Series(f"{length:,} tokens", data.series(f"eval/{task}@{length}"), "dots", colour=number % COLOURS)
+                for number, length in enumerate(sorted(found))
+            ],
+            STEP,
+            Axis("share right", from_zero=True),
+        )
+        for task, found in lengths.items()
+    ]
+    title = "Long-context tasks while training"
+    return f'<section><h2>{title}</h2><div class="charts">{"".join(charts)}</div></section>' if charts else ""
 
 
 def _plan(plan: Plan | None) -> str:

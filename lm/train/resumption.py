@@ -1,0 +1,32 @@
+"""Whether a run may go on from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lm.errors import UserError
+from lm.train.checkpoint import Counters
+from lm.train.folder import Run
+
+
+def require_fit(found: Counters, now: Counters, run: Run, checkpoint: Path) -> None:
+    """Raises UserError unless the checkpoint is of this data and these frozen weights, and not beyond the run's end.
+
+    found: what the checkpoint says; now: of the run that is to go on from it.
+    """
+    root = run.train.output_dir
+    if found.data != now.data:
+        raise UserError(
+            f"data: the text or the tokenizer is not what the run in {root} was trained on (files of a source "
+            "changed). Bring them back to go on with it, or choose another train.output_dir."
+        )
+    if found.frozen != now.frozen:
+        raise UserError(
+            f"base.path: the weights of {run.model_dump(mode='json')['base']['path']} are not those that the run in "
+            f"{root} began with. Bring them back, or choose another train.output_dir."
+        )
+    if found.step > run.train.steps:
+        raise UserError(
+            f"train.steps: {checkpoint} is at step {found.step} already, beyond {run.train.steps}. "
+            "Raise train.steps, or choose another train.output_dir."
+        )
