@@ -149,6 +149,7 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         "optimizer",
         "deepspeed",
         "log",
+        "evaluations",
     }
 
 
