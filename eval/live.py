@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eval.options import LiveOptions
-from eval.selection import Questions, Skipped, chosen_tasks, write_questions
+from eval.selection import Questions, QuestionWriter, Skipped, chosen_tasks
 from eval.tasks import Sample, Task, open_haystack
 from lm.data.rows import IGNORED
 from lm.data.tokenizers import Tokenizer
@@ -72,10 +72,11 @@ class LiveEvaluation:
     def prepare(self, tokenizer: Tokenizer, progress: Progress) -> None:
         """Writes the questions, the same on every rank. Raises UserError where none of them fits its length."""
         places = [(task, length) for length in sorted(self._options.lengths) for task in self._tasks]
+        writer = QuestionWriter(tokenizer, tokenizer.fingerprint, self._options, self._haystack)
         asked: list[Questions] = []
         with progress.phase("writing the questions", total=len(places)) as phase:
             for task, length in places:
-                written = write_questions(task, length, tokenizer, self._options, self._haystack)
+                written = writer.write(task, length)
                 if isinstance(written, Skipped):
                     progress.say(f"evaluations: left out: {written.reason}")
                 else:

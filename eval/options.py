@@ -29,6 +29,7 @@ class SuiteOptions(Options):
     )
     squad: Path | None = Field(default=None, description="SQuAD v2.0's dev file, for RULER's qa_1.")
     hotpotqa: Path | None = Field(default=None, description="HotpotQA's distractor dev file, for RULER's qa_2.")
+    cache_dir: Path = Field(default=Path(".cache/braid/questions"), description="Folder that keeps written samples.")
 
     @model_validator(mode="after")
     def _named_once(self) -> SuiteOptions:

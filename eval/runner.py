@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,9 +17,9 @@ from eval.model import Model
 from eval.options import EvaluationOptions
 from eval.reading import Corpus, open_corpus, readings
 from eval.results import MeasurementFile, ResultFolder, Results, SampleFile, cells
-from eval.selection import Questions, Skipped, write_questions
+from eval.selection import Questions, QuestionWriter, Skipped, file_hash
 from eval.tasks import Haystack, Task, open_haystack
-from lm.data.fingerprint import content_digest, digest
+from lm.data.fingerprint import digest
 from lm.errors import UserError
 from lm.train.distributed import World
 from lm.train.environment import describe_environment
@@ -81,10 +81,11 @@ class Evaluation:
         if not pairs:
             return [], []
         written: list[Questions | Skipped] = []
+        writer = QuestionWriter(self.model, self.settings["tokenizer"], self.options, self.haystack)
         with self.progress.phase("writing the questions", total=len(pairs)) as phase:
             for length, task in pairs:
                 phase.update(note=f"{task.name} at {length:,} tokens")
-                written.append(write_questions(task, length, self.model, self.options, self.haystack))
+                written.append(writer.write(task, length))
                 phase.advance()
             phase.update(note="")
         questions = [one for one in written if isinstance(one, Questions)]
@@ -135,8 +136,8 @@ def settings_of(
         "samples": options.samples,
         "seed": options.seed,
         "haystack": {"name": haystack.name, "digest": haystack.digest} if tasks else None,
-        "squad": _file_hash(options.squad),
-        "hotpotqa": _file_hash(options.hotpotqa),
+        "squad": file_hash(options.squad),
+        "hotpotqa": file_hash(options.hotpotqa),
         "texts": {corpus.name: corpus.digest for corpus in corpora},
         "protocols": list(options.protocols) if corpora else [],
         "text_tokens": options.text_tokens if corpora else 0,
@@ -157,14 +158,11 @@ def require_positions(model: Model, lengths: Sequence[int]) -> None:
 
 
 def tokenizer_hash(model: Model) -> str:
-    """16 hex digits: equal for tokenizers with equal ids for all their pieces."""
-    return digest(sorted(model.tokenizer.get_vocab().items()))
-
-
-def _file_hash(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return content_digest([path.read_bytes()])
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    """16 hex digits: equal for tokenizers that cut text alike."""
+    tokenizer = model.tokenizer
+    made_of: list[Any] = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        # How a batch is cut and filled is set anew by every call.
+        made_of = [{key: value for key, value in rules.items() if key not in ("truncation", "padding")}]
+    return digest([*made_of, str(tokenizer.bos_token), str(tokenizer.eos_token)])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from eval import tasks
 from eval.options import SuiteOptions
 from eval.tasks import CannotBuildError, Haystack, Sample, Task, TokenCounter, find_tasks
+from lm.data.cache import cached_folder
+from lm.data.fingerprint import content_digest, digest
 from lm.errors import UserError
+
+SAMPLES = "samples.json"
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,46 @@ def chosen_tasks(options: SuiteOptions, key: str) -> list[Task]:
         raise UserError(f"{key}: {error}") from None
 
 
-def write_questions(
-    task: Task, length: int, tokenizer: TokenCounter, options: SuiteOptions, haystack: Haystack
-) -> Questions | Skipped:
-    """The samples of a task at a length, or why there are none."""
+class QuestionWriter:
+    """Writes samples, or finds those that were written before: the same task, length, seed, texts and tokenizer."""
+
+    def __init__(self, tokenizer: TokenCounter, fingerprint: str, options: SuiteOptions, haystack: Haystack) -> None:
+        """fingerprint: names the tokenizer: equal ones cut all texts alike."""
+        self._tokenizer = tokenizer
+        self._options = options
+        self._haystack = haystack
+        self._made_of = {
+            "tokenizer": fingerprint,
+            "samples": options.samples,
+            "seed": options.seed,
+            "texts": [haystack.digest, *map(file_hash, (options.squad, options.hotpotqa))],
+            "program": content_digest(path.read_bytes() for path in sorted(Path(tasks.__file__).parent.glob("*.py"))),
+        }
+
+    def write(self, task: Task, length: int) -> Questions | Skipped:
+        """The samples of a task at a length, or why there are none.
+
+        Raises UserError where the cache cannot be written.
+        """
+        name = f"{task.name}-{length}-{digest(self._made_of | {'task': task.name, 'length': length})}"
+
+        def build(folder: Path) -> None:
+            samples = task.samples(self._tokenizer, length, self._options.samples, self._options.seed, self._haystack)
+            (folder / SAMPLES).write_text(json.dumps([asdict(sample) for sample in samples]), encoding="utf-8")
+
+        try:
+            folder = cached_folder(self._options.cache_dir, name, build, "cache_dir")
+        except CannotBuildError as error:
+            return Skipped(task.name, length, str(error))
+        kept = json.loads((folder / SAMPLES).read_text(encoding="utf-8"))
+        return Questions(task, length, [Sample(**values | {"answers": tuple(values["answers"])}) for values in kept])
+
+
+def file_hash(path: Path | None) -> str | None:
+    """Names a file's content. Raises UserError where it cannot be read."""
+    if path is None:
+        return None
     try:
-        samples = task.samples(tokenizer, length, options.samples, options.seed, haystack)
-    except CannotBuildError as error:
-        return Skipped(task.name, length, str(error))
-    return Questions(task, length, samples)
+        return content_digest([path.read_bytes()])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None

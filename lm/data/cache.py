@@ -28,8 +28,10 @@ _VERIFIED = "verified.json"
 _log = logging.getLogger(__name__)
 
 
-def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> Path:
+def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None], key: str = "data.cache_dir") -> Path:
     """`cache_dir/name`, filled by `build(folder)` unless it is there and undamaged.
+
+    key: the option that names `cache_dir`.
 
     Raises:
         UserError: the cache cannot be written.
@@ -37,7 +39,7 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
     folder = cache_dir / name
     if damage(folder) is None:
         return folder
-    with _writable(cache_dir), _locked(cache_dir / f"{name}.lock"):
+    with _writable(cache_dir, key), _locked(cache_dir / f"{name}.lock"):
         problem = damage(folder)
         if problem is None:
             return folder
@@ -147,13 +149,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writable(cache_dir: Path) -> Iterator[None]:
+def _writable(cache_dir: Path, key: str) -> Iterator[None]:
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST}:
             raise
-        raise UserError(
-            f"data.cache_dir: '{cache_dir}' cannot be written: {error.strerror}. Name a folder that can."
-        ) from error
+        raise UserError(f"{key}: '{cache_dir}' cannot be written: {error.strerror}. Name a folder that can.") from error

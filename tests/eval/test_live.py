@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ data:
   cache_dir: "{cache}"
 train: {{output_dir: "{output}", steps: 4, global_batch_tokens: 128, sample_tokens: 0}}
 optimizer: {{lr: 1.0e-2}}
-evaluations: {{tasks: [passkey, parity], lengths: [200, 450], samples: 3, every: 2}}
+evaluations: {{tasks: [passkey, parity], lengths: [200, 450], samples: 3, every: 2, cache_dir: "{cache}/questions"}}
 log: {{wandb: disabled}}
 """
 
@@ -72,14 +72,23 @@ class Oracle:
         return CrossEntropy(nll.sum(), nll, counted & torch.isin(batch.targets, self.known))
 
 
-def live(**more: object) -> LiveEvaluation:
-    options = {"tasks": ("passkey", "niah_multivalue"), "lengths": (1200,), "samples": 3, "every": 1}
-    hook = LiveEvaluation(LiveOptions.model_validate(options | more), batch_tokens=2500)
-    hook.prepare(TOKENIZER, Progress(rank=1))
-    return hook
+Live = Callable[..., LiveEvaluation]
 
 
-def test_a_model_that_knows_the_answers_scores_one_and_another_nothing() -> None:
+@pytest.fixture
+def live(tmp_path: Path) -> Live:
+    """A prepared evaluation; keywords are options."""
+
+    def make(**more: object) -> LiveEvaluation:
+        options = {"tasks": ("passkey", "niah_multivalue"), "lengths": (1200,), "samples": 3, "every": 1}
+        hook = LiveEvaluation(LiveOptions.model_validate(options | {"cache_dir": tmp_path} | more), batch_tokens=2500)
+        hook.prepare(TOKENIZER, Progress(rank=1))
+        return hook
+
+    return make
+
+
+def test_a_model_that_knows_the_answers_scores_one_and_another_nothing(live: Live) -> None:
     hook = live()
     everything = hook(Oracle("0123456789, "))
     assert everything["eval/samples"] == 6
@@ -90,7 +99,7 @@ def test_a_model_that_knows_the_answers_scores_one_and_another_nothing() -> None
     assert hook(Oracle(""))["eval/passkey@1200"] == 0
 
 
-def test_time_is_bounded_and_every_task_is_asked_alike() -> None:
+def test_time_is_bounded_and_every_task_is_asked_alike(live: Live) -> None:
     oracle = Oracle("")
     found = live(seconds=1e-9, tasks=("passkey", "passkey_longlora"))(oracle)
     assert oracle.forwards == 1
@@ -142,7 +151,9 @@ def test_packs_keep_every_sample_and_its_targets(lengths: Sequence[int], tokens:
         assert pack.targets[pack.targets != -100].tolist() == wanted
 
 
-def test_mistakes_are_named_before_the_run_begins(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named_before_the_run_begins(
+    run_path: Path, live: Live, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", str(run_path), "evaluations.tasks=[paskey]"]) == 2
     assert (
         "evaluations.tasks: 'paskey' is no task of the offline suite. Did you mean 'passkey'?"

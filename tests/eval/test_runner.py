@@ -37,7 +37,8 @@ def folder(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def evaluate(folder: Path, output: Path, *more: str) -> int:
-    return main(["eval", str(folder), *SETTINGS, "--output", str(output), *more])
+    cache = ["--cache-dir", str(folder.parent / "cache")]
+    return main(["eval", str(folder), *SETTINGS, "--output", str(output), *cache, *more])
 
 
 def read(path: Path) -> Any:
