@@ -10,6 +10,7 @@ progress display and the report know, each optional:
     step_seconds         wall-clock time of the step
     tokens_per_second    over all ranks
     mfu                  model FLOPs utilisation, a share in [0, 1]
+    peak_memory          bytes, the most so far: tensors of rank 0's GPU, or all of its process where it has none
     validation_loss      held-out loss after the step, nats per token
     validation_accuracy  share of held-out targets that the model finds most likely
     validation_bits_per_byte

@@ -28,6 +28,7 @@ from lm.train.hook import Hook
 from lm.train.interrupt import StopRequest
 from lm.train.log import RunLog, require_wandb_login
 from lm.train.manifest import checkpoints, keep_newest
+from lm.train.memory import peak_memory
 from lm.train.peak import device_peak
 from lm.train.progress import Progress
 from lm.train.report import save_report_data
@@ -236,6 +237,7 @@ class Training:
             "mfu": flops / seconds / self.peak_flops,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
+            "peak_memory": peak_memory(self.world.device),
         }
 
     def evaluate(self) -> dict[str, Any]:
