@@ -140,30 +140,37 @@ def rolling(model: Scored, texts: Sequence[Text], window: int, prefix: int) -> P
     return over_texts(f"rolling, window {window}", texts, losses)
 
 
-def window_mean(model: Scored, stream: Text, window: int, stride: int = LONGLORA_STRIDE) -> Perplexity:
+def window_mean(
+    model: Scored, stream: Text, window: int, stride: int = LONGLORA_STRIDE, most: int | None = None
+) -> Perplexity:
     """LongLoRA's figure: the mean over windows that begin every `stride` tokens of the mean over each window's targets.
 
-    stream: its texts joined. As in its code the last window is left out, no token stands before a window, and the
-    first tokens of a window, which have little context, count like the others; e is not rounded. Overlapping windows
-    vary together, so the standard error is over blocks of as many windows as overlap.
+    stream: its texts joined. most: at most so many of the windows, evenly spaced. As in its code the last window is
+    left out, no token stands before a window, and the first tokens of a window, which have little context, count like
+    the others; e is not rounded. Overlapping windows vary together, so the standard error is over blocks of as many
+    windows as overlap.
     Raises ValueError for a stream of less than window + stride + 1 tokens, which has no window but the last.
     """
     begins = range(0, len(stream) - window, stride)[:-1]
     if not begins or window < 2:
         raise ValueError(f"{len(stream)} tokens are too few for a window of {window}: {window + stride + 1} or more")
-    means = np.array([nll.mean() for nll in model.token_nll([stream.ids[b : b + window].tolist() for b in begins])])
-    overlapping = -(-window // stride)
-    blocks = [means[at : at + overlapping].mean() for at in range(0, len(means), overlapping)]
-    used = stream.part(1, begins[-1] + window)
+    count = min(most or len(begins), len(begins))
+    chosen = [begins[index * len(begins) // count] for index in range(count)]
+    means = np.array([nll.mean() for nll in model.token_nll([stream.ids[b : b + window].tolist() for b in chosen])])
+    spacing = chosen[1] - chosen[0] if count > 1 else window
+    overlapping = -(-window // spacing)
+    blocks = [means[at : at + overlapping].mean() for at in range(0, count, overlapping)]
+    ends = [min(begin + window, after + 1) for begin, after in zip(chosen, [*chosen[1:], len(stream)], strict=True)]
+    used = [stream.part(begin + 1, end) for begin, end in zip(chosen, ends, strict=True)]
     return Perplexity(
-        protocol=f"LongLoRA window mean, window {window}, stride {stride}",
+        protocol=f"LongLoRA window mean, window {window}, stride {stride}, {count} of {len(begins)} windows",
         nll=float(means.mean()),
         stderr=float(np.std(blocks, ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else None,
-        unit=f"blocks of {overlapping} windows",
+        unit="windows" if overlapping == 1 else f"blocks of {overlapping} windows",
         units=len(blocks),
-        tokens=len(used),
-        bytes=int(used.bytes.sum()),
-        words=int(used.words.sum()),
+        tokens=sum(len(part) for part in used),
+        bytes=sum(int(part.bytes.sum()) for part in used),
+        words=sum(int(part.words.sum()) for part in used),
     )
 
 

@@ -60,7 +60,22 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Text:
 def joined(texts: Sequence[Text], separator: int | None) -> Text:
     """One stream of all texts, a token between them that stands for no text."""
     parts = [text if index == 0 else text.behind(separator) for index, text in enumerate(texts)]
-    return Text(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "bytes", "words")))
+    none = np.empty(0, dtype=np.int64)
+    columns = ([getattr(part, name) for part in parts] for name in ("ids", "bytes", "words"))
+    return Text(*(np.concatenate([none, *column]) for column in columns))
+
+
+def pieces(texts: Sequence[Text], separator: int | None, length: int, count: int) -> list[Text]:
+    """At most `count` pieces of `length` tokens, none overlapping: within one text each while there are such, spread
+    over the texts evenly; then of the shorter texts joined.
+    """
+    within = [text.part(at, at + length) for text in texts for at in range(0, len(text) - length + 1, length)]
+    if len(within) >= count:
+        return [within[index * len(within) // count] for index in range(count)]
+    short = [text for text in texts if len(text) < length]
+    rest = joined(short, separator) if short else None
+    places = range(0, len(rest) - length + 1, length) if rest is not None else ()
+    return [*within, *(rest.part(at, at + length) for at in places if rest is not None)][:count]
 
 
 def _until(amounts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from eval.options import LiveOptions
 from lm.data.tokenizers import declared_vocab_size
 from lm.errors import UserError
+from lm.extend.measure_options import MeasureOptions
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.model.options import ModelOptions
 from lm.option_errors import explain
@@ -44,6 +45,10 @@ class _FromBase(Options):
     )
     lora: LoraOptions | None = Field(
         default=None, description="Adapters, and what is trained whole beside them; left out: everything is trained."
+    )
+    measure: MeasureOptions | None = Field(
+        default=MeasureOptions(),
+        description="What is compared before and after an extension, once it is trained; null leaves it out.",
     )
 
 
@@ -86,6 +91,22 @@ class ExtensionFile(_Evaluated, Sections, _FromBase):
             raise ValueError(
                 f"data.sequence_length {self.data.sequence_length} exceeds extend.target_length "
                 f"{self.extend.target_length}: shorten the rows, or extend further"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_extension_is_measured(self) -> Self:
+        if self.measure is None:
+            return self
+        if self.extend is None:
+            if "measure" in self.model_fields_set:
+                raise ValueError("measure compares before and after an extension: remove it, or add an extend section")
+            object.__setattr__(self, "measure", None)  # frozen for others
+            return self
+        if self.measure.longest > self.extend.target_length:
+            raise ValueError(
+                f"measure has a length of {self.measure.longest}, which exceeds extend.target_length "
+                f"{self.extend.target_length}: lower it"
             )
         return self
 

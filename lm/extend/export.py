@@ -28,7 +28,7 @@ def merged_model(extension: Extension, weights: Mapping[str, Tensor]) -> PreTrai
 
     weights: the trained ones, by the names they have in a checkpoint. Raises UserError where they are others.
     """
-    model = _plain_model(extension)
+    model = plain_model(extension)
     if extension.lora is None:
         _fill(model, {name.removeprefix(PREFIX): weights[name] for name in weights})
         return model
@@ -60,7 +60,7 @@ def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Ten
     """
     if extension.lora is None:
         raise UserError("--adapter-only: the run has no lora section, so it trained the whole model: export all of it")
-    model = _plain_model(extension)
+    model = plain_model(extension)
     whole = set(whole_modules(model, extension.lora))
     adapted = add_adapters(model, extension.lora, copies=True)
     renamed = {}
@@ -72,7 +72,8 @@ def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Ten
     model.config.save_pretrained(folder)
 
 
-def _plain_model(extension: Extension) -> PreTrainedModel:
+def plain_model(extension: Extension) -> PreTrainedModel:
+    """The base with the extended configuration, in fp32: new rotary positions, and nothing trained."""
     unquantized = extension.base.model_copy(update={"quantization": "none"})
     config = base.plan_config(extension.config, extension.extend, training=False)
     return base.load(unquantized, config, torch.float32)

@@ -28,6 +28,16 @@ def claimed(root: Path, world: World, key: str, work: str) -> Iterator[None]:
             os.close(handle)  # and with it the lock, as when the process is killed
 
 
+@contextmanager
+def claimed_alone(root: Path, key: str, work: str) -> Iterator[None]:
+    """The same for one process, whether others train with it or not."""
+    handle = _lock(root, key, work)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def _lock(root: Path, key: str, work: str) -> int:
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm.verbs import evaluation, models, runs
+from lm.verbs import evaluation, measure, models, runs
 from lm.verbs.verb import Verb
 
 __all__ = ["VERBS", "Verb"]
@@ -10,6 +10,7 @@ __all__ = ["VERBS", "Verb"]
 VERBS: dict[str, Verb] = {
     **{name: runs.VERBS[name] for name in ("train", "plan", "prepare")},
     **models.VERBS,
+    **measure.VERBS,
     **evaluation.VERBS,
     "schema": runs.VERBS["schema"],
 }

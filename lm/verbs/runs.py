@@ -27,6 +27,12 @@ def _train(chosen: argparse.Namespace) -> None:
 
         hook = LiveEvaluation(run.evaluations, run.train.micro_batch_size * run.data.sequence_length)
     train(run, hook=hook)
+    from lm.run_file import ExtensionFile
+
+    if isinstance(run, ExtensionFile) and run.measure is not None:
+        from eval.before_after import measure_after_training
+
+        measure_after_training(run)
 
 
 def _run_with_its_text(chosen: argparse.Namespace) -> AnyRun:

@@ -130,6 +130,17 @@ def test_the_window_mean_weighs_a_token_by_the_windows_that_score_it(toy: Any) -
     assert found.tokens == (weights > 0).sum()
 
 
+def test_fewer_windows_are_spaced_evenly(toy: Any) -> None:
+    model = toy.unigram()
+    stream = random_text(8 + 4 * 31)
+    found = window_mean(model, stream, 8, 4, most=3)
+    assert model.rows == [stream.ids[begin : begin + 8].tolist() for begin in (0, 40, 80)]
+    assert (found.units, found.unit, found.tokens) == (3, "windows", 21)
+    means = [np.mean([0.1 + token % 7 for token in row[1:]]) for row in model.rows]
+    assert found.stderr == pytest.approx(np.std(means, ddof=1) / math.sqrt(3))
+    assert window_mean(toy.unigram(), stream, 8, 4, most=900).nll == window_mean(toy.unigram(), stream, 8, 4).nll
+
+
 @pytest.mark.parametrize(("tokens", "windows"), [(16 + 9, 1), (16 + 16, 1), (16 + 17, 2), (16 + 33, 4)])
 def test_the_window_mean_leaves_the_last_window_out(tokens: int, windows: int, toy: Any) -> None:
     model = toy.unigram()

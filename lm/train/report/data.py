@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lm.errors import UserError
 from lm.plan import LayerPlan, Plan
+from lm.train.before_after import BeforeAfter
 from lm.train.evaluation import Evaluation
 from lm.train.json_lines import plain
 from lm.train.log import METRICS_FILE, read_metrics
@@ -18,6 +19,7 @@ from lm.train.sample import Sample, SamplingSettings
 EVALUATION_FILE = "evaluation.json"
 PLAN_FILE = "plan.json"
 SAMPLE_FILE = "sample.json"
+EXTENSION_FILE = "extension.json"
 ENVIRONMENT_FILE = "environment.json"
 RUN_FILE = "run.yaml"
 
@@ -38,6 +40,7 @@ class ReportData:
     sample: Sample | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     run_file: str = ""
+    before_after: BeforeAfter | None = None
 
     def series(self, key: str) -> list[tuple[float, float | None]]:
         """(step, value) of every record that has the key; None where the value was not finite."""
@@ -52,6 +55,7 @@ def save_report_data(
     output: Path,
     *,
     evaluation: Evaluation | None = None,
+    before_after: BeforeAfter | None = None,
     plan: Plan | None = None,
     sample: Sample | None = None,
     environment: Mapping[str, str] | None = None,
@@ -62,6 +66,8 @@ def save_report_data(
     """
     if evaluation is not None:
         _write(output / EVALUATION_FILE, evaluation.to_json())
+    if before_after is not None:
+        _write(output / EXTENSION_FILE, before_after.to_json())
     if plan is not None:
         _write(output / PLAN_FILE, plan.to_json())
     if sample is not None:
@@ -89,11 +95,17 @@ def load_report_data(output: Path) -> ReportData:
         title=output.resolve().name,
         metrics=read_metrics(output / METRICS_FILE),
         evaluation=_parsed(output / EVALUATION_FILE, Evaluation.from_json),
+        before_after=load_before_after(output),
         plan=_parsed(output / PLAN_FILE, _plan),
         sample=_parsed(output / SAMPLE_FILE, _sample),
         environment=environment or {},
         run_file=run_file.read_text(encoding="utf-8") if run_file.exists() else "",
     )
+
+
+def load_before_after(output: Path) -> BeforeAfter | None:
+    """What was measured of an extension, if anything. Raises UserError where the file is damaged."""
+    return _parsed(output / EXTENSION_FILE, BeforeAfter.from_json)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from lm.train.evaluation import Evaluation, asked
 from lm.train.format import byte_size, duration, short_number
 from lm.train.report.charts import COLOURS, Bar, Point, Series, bar_chart, line_chart
 from lm.train.report.data import ReportData
+from lm.train.report.extension import extension_section
 from lm.train.report.markup import definitions, table, text
 from lm.train.report.scale import Axis
 from lm.train.report.style import STYLE
@@ -24,6 +25,7 @@ def render(data: ReportData) -> str:
     """The whole page."""
     parts = [
         _header(data),
+        extension_section(data.before_after),
         _held_out(data.evaluation),
         _training(data),
         _tasks(data),
@@ -83,6 +85,8 @@ def _cards(data: ReportData) -> Iterable[tuple[str, str]]:
         yield "tokens per second", short_number(speed)
     if (share := _typical(data, "mfu")) is not None:
         yield "of peak FLOPs (MFU)", f"{share:.1%}"
+    if (memory := data.last("peak_memory")) is not None:
+        yield "peak memory", f"{memory / 2**30:.2g} GiB"
     if seconds := sum(value for _, value in data.series("step_seconds") if value is not None):
         yield "time in training steps", duration(seconds)
 

@@ -70,6 +70,7 @@ pre { margin: 0; padding: 14px 16px; overflow-x: auto; border-radius: 8px; backg
 pre.wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
 pre .prompt { color: var(--c0); font-weight: 650; }
 .panel > * + * { margin-top: 12px; }
+section > * + .panel { margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; }
 details pre { margin-top: 10px; }
 footer { margin-top: 36px; color: var(--soft); font-size: 13px; }
