@@ -45,7 +45,7 @@ class BraidPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, ShortConvolution):
-            nn.init.zeros_(module.weight)
+            module.init_weights()
 
     @property
     def _is_stateful(self) -> bool:

@@ -128,13 +128,15 @@ class LanguageModel(nn.Module):
             self.init_weights()
 
     def init_weights(self) -> None:
-        """Draws weights from N(0, initializer_range) with torch's global generator; norms stay 1, convolutions 0."""
+        """Draws weights from N(0, initializer_range) with torch's global generator; norms start at 1."""
         std = self.options.initializer_range
         nn.init.normal_(self.model.embed_tokens.weight, std=std)
         if not self.options.tie_word_embeddings:
             nn.init.normal_(self.lm_head.weight, std=std)
         for layer in self.model.blocks:
             layer.mixer.init_weights(std)
+            if layer.short_conv is not None:
+                layer.short_conv.init_weights()
             for projection in layer.mlp.children():
                 nn.init.normal_(projection.weight, std=std)  # type: ignore[arg-type]
 

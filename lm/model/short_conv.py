@@ -15,14 +15,19 @@ class ShortConvolution(nn.Module):
     """y_t = x_t + sum_{j < width} weight[j] * x_{t-j} in every channel, with x = 0 before the document begins.
 
     The tokens before a key join it, so that one layer of attention can find what followed a token; a Canon layer of
-    arXiv 2512.17351 in front of the mixer. The input itself is added, so weights of zero, where training begins and
-    where weight decay pulls, change nothing: a pretrained model that is given a convolution starts as it was.
+    arXiv 2512.17351 in front of the mixer. The input itself is added, so weights of zero, as a new one has and to which
+    weight decay pulls, change nothing: a pretrained model that is given a convolution starts as it was.
     """
 
     def __init__(self, hidden_size: int, width: int) -> None:
         """width: tokens that each output sees, its own included."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, hidden_size))
+
+    def init_weights(self) -> None:
+        """For training from the start: uniform within +-width^(-1/2), as PyTorch's own convolutions."""
+        bound = len(self.weight) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
 
     @property
     def before(self) -> int:

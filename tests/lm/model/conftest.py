@@ -84,7 +84,7 @@ def make_mixer(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
 def draw_zeros(module: torch.nn.Module) -> None:
     """Gives a value to what starts at zero and would hide mistakes there."""
     for name, parameter in module.named_parameters():
-        if name.endswith((".logit", "q_proj.bias", "k_proj.bias", "v_proj.bias", "short_conv.weight")):
+        if name.endswith((".logit", "q_proj.bias", "k_proj.bias", "v_proj.bias")):
             torch.nn.init.normal_(parameter)
 
 
