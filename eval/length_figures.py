@@ -157,7 +157,7 @@ def _figure(key: Key, found: Perplexity) -> Figure:
 
 def _documents(validation: Validation | None) -> Iterator[str]:
     """The held-out texts."""
-    for store in validation.batches.stores if validation is not None else ():
+    for store in validation.stores if validation is not None else ():
         at = 0
         for size in store.document_bytes.tolist():
             yield store.text[at : at + size].tobytes().decode()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from eval.options import LiveOptions
+from lm.data.recall_options import GeneratedOptions
 from lm.data.tokenizers import declared_vocab_size
 from lm.errors import UserError
 from lm.extend.measure_options import MeasureOptions
@@ -187,6 +188,8 @@ def missing_sources(run: AnyRun, path: Path | str, overrides: Sequence[str] = ()
     tree = read_tree(Path(path), overrides)
     problems = []
     for index, source in enumerate(run.data.sources):
+        if isinstance(source, GeneratedOptions):
+            continue
         try:
             find_source(source, f"data.sources.{index}")
         except UserError as error:

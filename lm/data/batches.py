@@ -1,4 +1,4 @@
-"""Batches for the model: any rows of the run, from any of its stores."""
+"""Batches for the model: any rows of the run, from any of its sources."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from lm.data.order import Order
-from lm.data.rows import PADDING_DOCUMENT, rows_of
-from lm.data.store import TokenStore
+from lm.data.rows import PADDING_DOCUMENT, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +32,12 @@ class Batch:
 class Batches:
     """Any rows of the run, by global index."""
 
-    def __init__(self, stores: Sequence[TokenStore], order: Order, sequence_length: int) -> None:
-        self.stores = tuple(stores)
+    def __init__(self, sources: Sequence[Rows], order: Order) -> None:
+        """`order` locates rows in `sources`, which have rows of one length."""
+        self.sources = tuple(sources)
         self.order = order
-        self.sequence_length = sequence_length
-        self._rows = [rows_of(store, sequence_length) for store in stores]
-        first_documents = np.cumsum([0, *(store.num_documents for store in stores)])
+        self.sequence_length = sources[0].sequence_length
+        first_documents = np.cumsum([0, *(source.num_documents for source in sources)])
         self._first_document = [int(first) for first in first_documents[:-1]]
 
     def rows(self, indices: Iterable[int]) -> Batch:
@@ -49,7 +48,7 @@ class Batches:
         lengths: list[int] = []
         document_ids: list[int] = []
         for number, place in enumerate(places):
-            row_lengths, documents = self._rows[place.source].fill(place.row, tokens[number], targets[number])
+            row_lengths, documents = self.sources[place.source].fill(place.row, tokens[number], targets[number])
             first = self._first_document[place.source]
             lengths += row_lengths
             document_ids += [first + document if document >= 0 else PADDING_DOCUMENT for document in documents]

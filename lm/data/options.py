@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from lm.data.recall_options import CopyOptions, GeneratedOptions, MqarOptions, ParityOptions
 from lm.options import Options
 
 
@@ -56,7 +57,16 @@ class HuggingFaceOptions(Options):
     path: Path = Field(description="The folder that holds tokenizer.json.")
 
 
-TokenizerOptions = Annotated[SentencePieceOptions | BytesOptions | HuggingFaceOptions, Field(discriminator="kind")]
+class NumbersOptions(Options):
+    """Whole numbers as tokens, for generated sources. In text they are decimal, with spaces between."""
+
+    kind: Literal["numbers"] = Field(default="numbers", description="One token per number.")
+    size: int = Field(ge=4, description="Numbers are 0 .. size - 1; bos and eos are two tokens more.")
+
+
+TokenizerOptions = Annotated[
+    SentencePieceOptions | BytesOptions | HuggingFaceOptions | NumbersOptions, Field(discriminator="kind")
+]
 
 
 _Path = Annotated[
@@ -154,9 +164,15 @@ def _kind(source: Any) -> Any:
     return source.get("kind", "text") if isinstance(source, dict) else getattr(source, "kind", "text")
 
 
+FileSourceOptions = SourceOptions | PairsOptions | ChatOptions
 SamplesOptions = PairsOptions | ChatOptions
 AnySourceOptions = Annotated[
-    Annotated[SourceOptions, Tag("text")] | Annotated[PairsOptions, Tag("sft")] | Annotated[ChatOptions, Tag("chat")],
+    Annotated[SourceOptions, Tag("text")]
+    | Annotated[PairsOptions, Tag("sft")]
+    | Annotated[ChatOptions, Tag("chat")]
+    | Annotated[MqarOptions, Tag("mqar")]
+    | Annotated[CopyOptions, Tag("copy")]
+    | Annotated[ParityOptions, Tag("parity")],
     Discriminator(_kind),
 ]
 
@@ -194,3 +210,21 @@ class DataOptions(Options):
     cache_dir: Path = Field(
         default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."
     )
+
+    @model_validator(mode="after")
+    def _generated_or_read(self) -> DataOptions:
+        generated = [source for source in self.sources if isinstance(source, GeneratedOptions)]
+        if not generated and not isinstance(self.tokenizer, NumbersOptions):
+            return self
+        if len(generated) < len(self.sources):
+            raise ValueError("sources: text and generated rows do not mix, nor does text with the tokenizer numbers")
+        if not isinstance(self.tokenizer, NumbersOptions):
+            raise ValueError(f"tokenizer: kind {self.tokenizer.kind} is for text; generated sources need kind numbers")
+        if self.validation != ValidationOptions(seed=self.validation.seed):
+            raise ValueError("validation: only its seed is for generated sources, which say held_out_rows themselves")
+        for index, source in enumerate(generated):
+            try:
+                source.check(self.sequence_length, self.tokenizer.size)
+            except ValueError as error:
+                raise ValueError(f"sources.{index}: {error}") from None
+        return self

@@ -15,15 +15,18 @@ from pathlib import Path
 from lm.data.batches import Batches
 from lm.data.cache import cached_folder, contents
 from lm.data.fingerprint import digest
-from lm.data.options import DataOptions, SentencePieceOptions
+from lm.data.options import DataOptions, NumbersOptions, SentencePieceOptions
 from lm.data.order import SequentialOrder, ShuffledOrder
 from lm.data.readers import Document
+from lm.data.recall import ENDLESS, GeneratedRows
+from lm.data.recall_options import GeneratedOptions
 from lm.data.rows import rows_of
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import Source, find_source
 from lm.data.split import Split
 from lm.data.statistics import Statistics, unigram_bits_per_byte
-from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
+from lm.data.store import TokenStore
+from lm.data.tokenizers import NumbersTokenizer, Tokenizer, existing_tokenizer, load_tokenizer
 from lm.data.tokenizing import FORMAT, Fitted, Progress, Tokenized, tokenized
 from lm.errors import UserError
 
@@ -34,18 +37,23 @@ class Validation:
 
     Attributes:
         batches: rows 0 .. num_rows-1, in stored order.
-        num_bytes: UTF-8 bytes of the held-out text; total loss / ln 2 / num_bytes is bits per byte.
+        stores: the held-out text; none where rows are generated.
         unigram_bits_per_byte: what the training text's token frequencies alone would need for the held-out text.
     """
 
     batches: Batches
     num_rows: int
-    num_bytes: int
-    unigram_bits_per_byte: float
+    stores: tuple[TokenStore, ...] = ()
+    unigram_bits_per_byte: float | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the held-out text; total loss / ln 2 / num_bytes is bits per byte."""
+        return sum(store.num_bytes for store in self.stores)
 
     def text(self) -> bytes:
         """The UTF-8 that is to be predicted, concatenated: whole texts, and the answers of samples."""
-        return b"".join(store.text.tobytes() for store in self.batches.stores)
+        return b"".join(store.text.tobytes() for store in self.stores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +63,9 @@ class Prepared:
     Attributes:
         tokenizer: turns text into the ids of the batches, and back.
         train: the endless training rows, by global row index.
-        validation: None where `data.validation.fraction` is 0.
+        validation: None where nothing is held out.
         fingerprint: equal for equal tokens in equal order, wherever the files lie and whenever they were written.
-        statistics: counts of the training text.
+        statistics: counts of the training text; None where rows are generated.
         validation_statistics: counts of the held-out text; zeros where there is none.
         fitted: what became of samples longer than a row.
     """
@@ -66,7 +74,7 @@ class Prepared:
     train: Batches
     validation: Validation | None
     fingerprint: str
-    statistics: Statistics
+    statistics: Statistics | None
     validation_statistics: Statistics
     fitted: Fitted
 
@@ -77,7 +85,10 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
     Raises:
         UserError: naming the key, whatever of the sources, the tokenizer, the split or the cache cannot work.
     """
-    sources = [find_source(source, f"data.sources.{index}") for index, source in enumerate(options.sources)]
+    if isinstance(options.tokenizer, NumbersOptions):
+        return _generated(options, options.tokenizer)
+    texts = [source for source in options.sources if not isinstance(source, GeneratedOptions)]
+    sources = [find_source(source, f"data.sources.{index}") for index, source in enumerate(texts)]
     report = progress or (lambda stage, done, total: None)
     tokenizer = existing_tokenizer(options.tokenizer) or _trained_tokenizer(options, sources, report)
     found = [tokenized(options, source, tokenizer, report) for source in sources]
@@ -85,17 +96,44 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
         if not made.train.num_documents:
             raise UserError(_nothing_left(options, source, made.fitted))
     train, held_out = [made.train for made in found], [made.held_out for made in found]
-    rows = [len(rows_of(store, options.sequence_length)) for store in train]
+    rows = [rows_of(store, options.sequence_length) for store in train]
     weights = [source.weight for source in options.sources]
     made_of = [contents(made.folder) for made in found]
     return Prepared(
         tokenizer=tokenizer,
-        train=Batches(train, ShuffledOrder(rows, weights, options.seed), options.sequence_length),
+        train=Batches(rows, ShuffledOrder([len(source) for source in rows], weights, options.seed)),
         validation=_validation(options, sources, found),
         fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, weights, options.sequence_length, options.seed]),
         statistics=Statistics.of(train),
         validation_statistics=Statistics.of(held_out),
         fitted=sum((made.fitted for made in found), Fitted()),
+    )
+
+
+def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:
+    """Rows that are made when they are read. Those held out come from a stream of their own."""
+    sources = [source for source in options.sources if isinstance(source, GeneratedOptions)]
+
+    def rows(source: GeneratedOptions, seed: int, stream: int, count: int) -> GeneratedRows:
+        return GeneratedRows(source, numbers.size, options.sequence_length, seed, stream, count)
+
+    train = [rows(source, options.seed, 2 * number, ENDLESS) for number, source in enumerate(sources)]
+    held_out = [
+        rows(source, options.validation.seed, 2 * number + 1, source.held_out_rows)
+        for number, source in enumerate(sources)
+        if source.held_out_rows
+    ]
+    weights = [source.weight for source in sources]
+    order = SequentialOrder([len(source) for source in held_out])
+    made_of = [source.model_dump(mode="json", exclude={"held_out_rows"}) for source in sources]
+    return Prepared(
+        tokenizer=NumbersTokenizer(numbers.size),
+        train=Batches(train, ShuffledOrder([ENDLESS] * len(train), weights, options.seed)),
+        validation=Validation(Batches(held_out, order), len(order)) if held_out else None,
+        fingerprint=digest([FORMAT, numbers.size, made_of, options.sequence_length, options.seed]),
+        statistics=None,
+        validation_statistics=Statistics.of([]),
+        fitted=Fitted(),
     )
 
 
@@ -132,11 +170,12 @@ def _validation(options: DataOptions, sources: list[Source], found: list[Tokeniz
             f"data.validation.max_bytes: {options.validation.max_bytes} is less than every document takes; set "
             f"{shortest} or more, leave it out, or set data.validation.fraction=0 to train without validation."
         )
-    order = SequentialOrder([len(rows_of(store, options.sequence_length)) for store in stores])
+    rows = [rows_of(store, options.sequence_length) for store in stores]
+    order = SequentialOrder([len(source) for source in rows])
     return Validation(
-        batches=Batches(stores, order, options.sequence_length),
+        batches=Batches(rows, order),
         num_rows=len(order),
-        num_bytes=sum(store.num_bytes for store in stores),
+        stores=tuple(stores),
         unigram_bits_per_byte=unigram_bits_per_byte([made.train for made in found], stores),
     )
 

@@ -18,7 +18,13 @@ PADDING_DOCUMENT = -1
 
 
 class Rows(Protocol):
-    """The rows of one epoch of a store."""
+    """The rows of one epoch of a source."""
+
+    sequence_length: int
+
+    @property
+    def num_documents(self) -> int:
+        """Documents are numbered from 0 to one below it."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -26,7 +32,7 @@ class Rows(Protocol):
     def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
         """Writes one row into `tokens` and `targets` [T] int64, -100 where there is nothing to predict.
 
-        Returns the lengths of its documents, which sum to T, and their numbers in the store, -1 for padding.
+        Returns the lengths of its documents, which sum to T, and their numbers in the source, -1 for padding.
         """
 
 
@@ -45,6 +51,7 @@ class StreamRows:
     def __init__(self, store: TokenStore, sequence_length: int) -> None:
         self.store = store
         self.sequence_length = sequence_length
+        self.num_documents = store.num_documents
 
     def __len__(self) -> int:
         return -(-(self.store.num_tokens - 1) // self.sequence_length)
@@ -75,6 +82,8 @@ class WholeRows:
 
     def __init__(self, store: TokenStore, sequence_length: int) -> None:
         self.store = store
+        self.sequence_length = sequence_length
+        self.num_documents = store.num_documents
         # Document d is read from place[d] to place[d + 1] of what all rows read.
         place = store.offsets - np.arange(len(store.offsets))
         self._first = [0]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.data.options import AnySourceOptions, SourceOptions
+from lm.data.options import FileSourceOptions, SourceOptions
 from lm.data.readers import RECORDS, TEXTS, Document, Unreadable, read_texts
 from lm.data.samples import read_samples
 from lm.errors import UserError, did_you_mean
@@ -44,7 +44,7 @@ class Source:
     """The files of one entry of `data.sources`, in their fixed order."""
 
     key: str
-    options: AnySourceOptions
+    options: FileSourceOptions
     files: tuple[TextFile, ...]
     named_by_user: bool
     ignored: tuple[Path, ...] = ()
@@ -100,7 +100,7 @@ class Source:
         return read_samples(path, self.options, self.key)
 
 
-def find_source(options: AnySourceOptions, key: str) -> Source:
+def find_source(options: FileSourceOptions, key: str) -> Source:
     """The files that one source names, unopened; `key` is where the user named it. A folder called python-stdlib is
     `./python-stdlib`.
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, SentencePiece, Hugging Face fast tokenizers.
+"""Text to token ids and back: bytes, SentencePiece, Hugging Face fast tokenizers, numbers.
 
 A document in a token store is `[bos] text [eos]`. A model that has only one of the two uses it at both ends.
 Tokenizers encode text as text: a `<s>` or `<|endoftext|>` that stands in a document is characters, not a boundary.
@@ -17,7 +17,13 @@ import numpy as np
 import sentencepiece
 
 from lm.data.fingerprint import content_digest
-from lm.data.options import BytesOptions, HuggingFaceOptions, SentencePieceOptions, TokenizerOptions
+from lm.data.options import (
+    BytesOptions,
+    HuggingFaceOptions,
+    NumbersOptions,
+    SentencePieceOptions,
+    TokenizerOptions,
+)
 from lm.errors import UserError
 
 _KIND_FILE = "braid_tokenizer.json"
@@ -78,6 +84,33 @@ class BytesTokenizer:
 
     def save(self, folder: Path) -> None:
         _write_kind(folder, BytesOptions().kind)
+
+
+class NumbersTokenizer:
+    """Decimal numbers 0 .. size - 1 between white space, each its own id; bos and eos follow them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.vocab_size = size + 2
+        self.bos_id, self.eos_id = size, size + 1
+        self.fingerprint = f"numbers {size}"
+
+    def encode(self, text: str) -> list[int]:
+        """Raises UserError for anything but such numbers."""
+        words = text.split()
+        for word in words:
+            if not (word.isdecimal() and word.isascii() and int(word) < self.size):
+                raise UserError(f"'{word}' is not a token: the model reads whole numbers from 0 to {self.size - 1}")
+        return [int(word) for word in words]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(str(int(id)) for id in ids if id < self.size)
+
+    def save(self, folder: Path) -> None:
+        (folder / _KIND_FILE).write_text(json.dumps(NumbersOptions(size=self.size).model_dump()))
 
 
 class SentencePieceTokenizer:
@@ -184,6 +217,8 @@ def existing_tokenizer(options: TokenizerOptions) -> Tokenizer | None:
     """
     if isinstance(options, BytesOptions):
         return BytesTokenizer()
+    if isinstance(options, NumbersOptions):
+        return NumbersTokenizer(options.size)
     if isinstance(options, HuggingFaceOptions):
         return HuggingFaceTokenizer(options.path.expanduser())
     if options.path is not None:
@@ -204,11 +239,14 @@ def declared_vocab_size(options: TokenizerOptions) -> int:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """A tokenizer that `save` wrote."""
-    kind = json.loads(_read(folder / _KIND_FILE))["kind"]
+    described = json.loads(_read(folder / _KIND_FILE))
+    kind = described["kind"]
     if kind == "bytes":
         return BytesTokenizer()
     if kind == "sentencepiece":
         return SentencePieceTokenizer(_read(folder / _MODEL_FILE), f"'{folder / _MODEL_FILE}'")
+    if kind == "numbers":
+        return NumbersTokenizer(described["size"])
     if kind == "huggingface":
         return HuggingFaceTokenizer(folder)
     raise UserError(f"'{folder / _KIND_FILE}' names an unknown tokenizer kind '{kind}'.")

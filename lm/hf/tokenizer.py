@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,10 +19,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lm.data.sentencepiece_model import model_type
-from lm.data.tokenizers import BytesTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from lm.data.tokenizers import (
+    BytesTokenizer,
+    HuggingFaceTokenizer,
+    NumbersTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+)
 from lm.errors import UserError
 
 _SPACE_MARK = "\u2581"
+_NUMBERS = ("", "0 3", " 1\n\t2  0 ")
 _PROBES = ("", "x", "  \uff46\ufb01 \t\n x  ", "</s><s><unk><0x41>", "\u2581 \u2581", "\u00e9\U0001f600\x00\u0301")
 
 
@@ -38,8 +45,11 @@ def save_fast_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> 
         for path in _tokenizer_files(tokenizer.folder):
             shutil.copyfile(path, folder / path.name)
         return
+    names = {tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>"}
     if isinstance(tokenizer, BytesTokenizer):
-        backend, names = _bytes_backend(), {tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>"}
+        backend = _bytes_backend()
+    elif isinstance(tokenizer, NumbersTokenizer):
+        backend = _numbers_backend(tokenizer.size)
     else:
         assert isinstance(tokenizer, SentencePieceTokenizer)
         backend, names = _sentencepiece_backend(tokenizer), _control_names(tokenizer)
@@ -55,7 +65,7 @@ def save_fast_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> 
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
     )
-    _require_same(fast, tokenizer)
+    _require_same(fast, tokenizer, _NUMBERS if isinstance(tokenizer, NumbersTokenizer) else _PROBES)
     fast.save_pretrained(folder)
 
 
@@ -76,6 +86,13 @@ def _bytes_backend() -> Backend:
     backend = Backend(models.BPE(vocab=letters, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>"])
+    return backend
+
+
+def _numbers_backend(size: int) -> Backend:
+    backend = Backend(models.WordLevel({str(number): number for number in range(size)}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(["<s>", "</s>"])
     return backend
 
@@ -134,8 +151,8 @@ def _begin_with(name: str, id: int) -> processors.TemplateProcessing:
     return processors.TemplateProcessing(single=[name, "$A"], pair=[name, "$A", "$B"], special_tokens=[(name, id)])
 
 
-def _require_same(fast: PreTrainedTokenizerFast, tokenizer: Tokenizer) -> None:
-    for probe in _PROBES:
+def _require_same(fast: PreTrainedTokenizerFast, tokenizer: Tokenizer, probes: Sequence[str]) -> None:
+    for probe in probes:
         if fast(probe).input_ids != [tokenizer.bos_id, *tokenizer.encode(probe)]:
             raise UserError(
                 "this SentencePiece model rewrites text in a way of its own (normalization, an added space), which "

@@ -28,6 +28,9 @@ def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared
 def summary(prepared: Prepared, tokens: int) -> str:
     """How much text there is, and how often a run of so many tokens reads it."""
     train, held_out, fitted = prepared.statistics, prepared.validation_statistics, prepared.fitted
+    if train is None:
+        rows = 0 if prepared.validation is None else prepared.validation.num_rows
+        return f"rows are made as they are read; held out {rows:,}; the run reads {short_number(tokens)} tokens"
     masked = train.targets < train.tokens - train.documents
     fitting = ((fitted.cut, "prompts cut to a row"), (fitted.dropped, "samples dropped as longer than a row"))
     return (

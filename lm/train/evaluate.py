@@ -54,7 +54,7 @@ def evaluate(
         loss=nll.sum().item() / max(1, tokens),
         accuracy=correct.sum().item() / max(1, tokens),
         tokens=tokens,
-        bytes=max(1, round(tokens * bytes_per_target(validation))),
+        bytes=max(1, round(tokens * bytes_per_target(validation))) if validation.stores else None,
         by_position=loss_by_position(nll.numpy(), counts.long().numpy()),
     )
 
@@ -79,4 +79,4 @@ def forwards(rows: list[int], size: int, rank: int, ranks: int) -> list[tuple[li
 
 def bytes_per_target(validation: Validation) -> float:
     """UTF-8 bytes of held-out text for each target."""
-    return validation.num_bytes / sum(store.num_targets for store in validation.batches.stores)
+    return validation.num_bytes / sum(store.num_targets for store in validation.stores)

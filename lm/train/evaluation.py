@@ -31,14 +31,15 @@ class Evaluation:
 
     step: optimizer steps the model had seen. loss: mean negative log-likelihood, nats per target token. accuracy: share
     of targets that the model finds most likely. tokens: target tokens. bytes: UTF-8 bytes of the text these tokens
-    stand for. baselines: bits per byte of the same text by name of the method (`lm.train.compressors`).
+    stand for, None where they stand for none. baselines: bits per byte of the same text by name of the method
+    (`lm.train.compressors`).
     """
 
     step: int
     loss: float
     accuracy: float
     tokens: int
-    bytes: int
+    bytes: int | None
     by_position: tuple[PositionLoss, ...] = ()
     baselines: Mapping[str, float] = field(default_factory=dict)
 
@@ -48,8 +49,9 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
-    def bits_per_byte(self) -> float:
-        return self.loss * self.tokens / math.log(2) / self.bytes
+    def bits_per_byte(self) -> float | None:
+        """None where there is no text."""
+        return None if self.bytes is None else self.loss * self.tokens / math.log(2) / self.bytes
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the derived figures for other programs."""

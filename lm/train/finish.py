@@ -44,7 +44,7 @@ def finish(
         weights = full_weights(checkpoint, model)
         model.load_state_dict(weights, strict=False)
         run.trainee.save(folder.model, weights, prepared.tokenizer, read_counters(checkpoint))
-    if evaluation is not None and prepared.validation is not None:
+    if evaluation is not None and prepared.validation is not None and prepared.validation.stores:
         with progress.phase("compressing the held-out text with gzip and xz"):
             evaluation = replace(evaluation, baselines=baselines(prepared.validation))
     sample = None
@@ -59,6 +59,7 @@ def finish(
 
 def baselines(validation: Validation) -> dict[str, float]:
     """Bits per byte of the held-out text by simpler means."""
+    assert validation.unigram_bits_per_byte is not None
     return compressed_bits_per_byte([validation.text()]) | {"token frequencies": validation.unigram_bits_per_byte}
 
 
@@ -66,7 +67,7 @@ def write_sample(model: nn.Module, prepared: Prepared, tokens: int) -> Sample:
     """What the model answers to a held-out prompt or, where there is none, writes after the beginning of a text."""
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     settings = SamplingSettings(max_new_tokens=tokens)
-    stores = prepared.validation.batches.stores if prepared.validation is not None else ()
+    stores = prepared.validation.stores if prepared.validation is not None else ()
     if asked := next((store for store in stores if len(store.targets)), None):
         return sample_answer(model, prepared.tokenizer, *question(asked), settings)
     return sample_text(model, prepared.tokenizer, prompt(prepared.validation), settings)

@@ -255,8 +255,7 @@ class Training:
             "validation_loss": found.loss,
             "validation_perplexity": found.perplexity,
             "validation_accuracy": found.accuracy,
-            "validation_bits_per_byte": found.bits_per_byte,
-        }
+        } | ({} if found.bits_per_byte is None else {"validation_bits_per_byte": found.bits_per_byte})
 
     def _save(self) -> None:
         """Writes a checkpoint. A full disk is said and survived, except at the end."""

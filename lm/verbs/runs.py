@@ -64,6 +64,9 @@ def _prepare(chosen: argparse.Namespace) -> None:
 
     prepared = prepare(run.data)
     train, held_out, fitted = prepared.statistics, prepared.validation_statistics, prepared.fitted
+    if train is None:
+        print("nothing to prepare: rows are made as they are read")
+        return
     print(f"{train.tokens:,} tokens to train on, {train.targets:,} of them to learn, {held_out.tokens:,} held out")
     if fitted.cut or fitted.dropped:
         print(f"samples longer than a row: {fitted.cut:,} prompts cut, {fitted.dropped:,} samples dropped")

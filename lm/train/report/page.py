@@ -65,17 +65,19 @@ def _verdict(data: ReportData) -> str:
     found = data.evaluation
     if found is None:
         return '<p class="soft">Not evaluated on held-out text yet.</p>'
-    sentence = (
-        f"Held-out perplexity {found.perplexity:.4g} per token and {found.bits_per_byte:.3f} bits per byte "
-        f"after {found.step:,} steps, on {found.tokens:,} tokens ({byte_size(found.bytes)} of text)."
-    )
+    sentence = f"Held-out perplexity {found.perplexity:.4g} per token"
+    if found.bits_per_byte is not None:
+        sentence += f" and {found.bits_per_byte:.3f} bits per byte"
+    sentence += f" after {found.step:,} steps, on {found.tokens:,} tokens"
+    sentence += "." if found.bytes is None else f" ({byte_size(found.bytes)} of text)."
     return f'<p class="soft">{text(sentence)}</p>'
 
 
 def _cards(data: ReportData) -> Iterable[tuple[str, str]]:
     if data.evaluation is not None:
         yield "held-out perplexity", f"{data.evaluation.perplexity:.4g}"
-        yield "bits per byte", f"{data.evaluation.bits_per_byte:.3f}"
+        if data.evaluation.bits_per_byte is not None:
+            yield "bits per byte", f"{data.evaluation.bits_per_byte:.3f}"
         yield "held-out accuracy", f"{data.evaluation.accuracy:.1%}"
     if (tokens := data.last("tokens")) is not None:
         yield "tokens trained on", short_number(tokens)
@@ -101,11 +103,11 @@ def _held_out(found: Evaluation | None) -> str:
     if found is None:
         return ""
     charts = _baselines(found) + _positions(found)
-    return f'<section><h2>Held-out text</h2><div class="charts">{charts}</div></section>' if charts else ""
+    return f'<section><h2>Held-out data</h2><div class="charts">{charts}</div></section>' if charts else ""
 
 
 def _baselines(found: Evaluation) -> str:
-    if not found.baselines:
+    if found.bits_per_byte is None or not found.baselines:
         return ""
     bars = [Bar("this model", found.bits_per_byte, strong=True)]
     bars += [Bar(name, value) for name, value in sorted(found.baselines.items(), key=lambda item: item[1])]

@@ -28,8 +28,8 @@ def store_of(texts: list[str]) -> TokenStore:
 
 def epoch(texts: list[str], sequence_length: int) -> Batch:
     store = store_of(texts)
-    rows = len(rows_of(store, sequence_length))
-    return Batches([store], SequentialOrder([rows]), sequence_length).rows(range(rows))
+    rows = rows_of(store, sequence_length)
+    return Batches([rows], SequentialOrder([len(rows)])).rows(range(len(rows)))
 
 
 @given(texts=corpora, sequence_length=st.integers(1, 30))
@@ -73,8 +73,8 @@ def test_a_row_start_begins_a_document(texts: list[str], sequence_length: int) -
 
 def training_batches(seed: int = 0) -> Batches:
     stores = [store_of(["abcabc" * 9, "b" * 31]), store_of(["c" * 50, "a", "bb" * 8])]
-    rows = [len(rows_of(store, 8)) for store in stores]
-    return Batches(stores, ShuffledOrder(rows, [2, 1], seed), 8)
+    rows = [rows_of(store, 8) for store in stores]
+    return Batches(rows, ShuffledOrder([len(source) for source in rows], [2, 1], seed))
 
 
 @given(ranks=st.integers(1, 8), step=st.integers(0, 10**6))

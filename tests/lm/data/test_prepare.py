@@ -55,7 +55,7 @@ def held_out(prepared: Prepared) -> bytes:
 
 
 def training_text(prepared: Prepared) -> list[str]:
-    store = prepared.train.stores[0]
+    store = prepared.train.sources[0].store
     spans = zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
     return [prepared.tokenizer.decode(store.tokens[start:stop]) for start, stop in spans]
 

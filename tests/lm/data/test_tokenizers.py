@@ -12,11 +12,12 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.options import BytesOptions, HuggingFaceOptions, SentencePieceOptions
+from lm.data.options import BytesOptions, HuggingFaceOptions, NumbersOptions, SentencePieceOptions
 from lm.data.sentencepiece_training import train_sentencepiece
 from lm.data.tokenizers import (
     BytesTokenizer,
     HuggingFaceTokenizer,
+    NumbersTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     declared_vocab_size,
@@ -134,18 +135,35 @@ def test_hugging_face_encodes_as_transformers_does_but_text_stays_text(hugging_f
     assert ours.decode([ours.bos_id]) == ""
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece", "bytes", "huggingface"])
+@given(numbers=st.lists(st.integers(0, 99)))
+@settings(deadline=None)
+def test_numbers_are_their_own_ids(numbers: list[int]) -> None:
+    tokenizer = NumbersTokenizer(100)
+    text = "\n ".join(map(str, numbers))
+    assert tokenizer.encode(text) == numbers == tokenizer.encode_batch([text])[0].tolist()
+    assert tokenizer.encode(tokenizer.decode([tokenizer.bos_id, *numbers, tokenizer.eos_id])) == numbers
+
+
+@pytest.mark.parametrize("text", ["1 100", "-1", "one", "1.0", "\u0663"])
+def test_what_is_no_number_of_the_model_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="whole numbers from 0 to 99"):
+        NumbersTokenizer(100).encode(text)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "bytes", "huggingface", "numbers"])
 def test_a_saved_tokenizer_comes_back(kind: str, tmp_path: Path, hugging_face_folder: Path) -> None:
     made: dict[str, Tokenizer] = {
         "sentencepiece": trained(),
         "bytes": BytesTokenizer(),
         "huggingface": HuggingFaceTokenizer(hugging_face_folder),
+        "numbers": NumbersTokenizer(100),
     }
     tokenizer = made[kind]
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert loaded.fingerprint == tokenizer.fingerprint
-    assert loaded.encode(CODE[:500]) == tokenizer.encode(CODE[:500])
+    text = "7 99 0" if kind == "numbers" else CODE[:500]
+    assert loaded.encode(text) == tokenizer.encode(text)
     assert (loaded.vocab_size, loaded.bos_id, loaded.eos_id) == (
         tokenizer.vocab_size,
         tokenizer.bos_id,
@@ -159,6 +177,7 @@ def test_the_declared_size_is_the_real_one(tmp_path: Path, hugging_face_folder: 
     assert declared_vocab_size(existing) == trained().vocab_size == 600
     assert declared_vocab_size(SentencePieceOptions(vocab_size=600)) == 600
     assert declared_vocab_size(BytesOptions()) == 258
+    assert declared_vocab_size(NumbersOptions(size=512)) == NumbersTokenizer(512).vocab_size == 514
     options = HuggingFaceOptions(path=hugging_face_folder)
     assert declared_vocab_size(options) == HuggingFaceTokenizer(hugging_face_folder).vocab_size
 

@@ -14,7 +14,13 @@ from transformers import AutoTokenizer
 
 from lm.data.options import SentencePieceOptions
 from lm.data.sentencepiece_training import train_sentencepiece
-from lm.data.tokenizers import BytesTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from lm.data.tokenizers import (
+    BytesTokenizer,
+    HuggingFaceTokenizer,
+    NumbersTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+)
 from lm.errors import UserError
 from lm.hf.tokenizer import save_fast_tokenizer
 
@@ -140,3 +146,14 @@ def test_a_model_that_rewrites_text_is_refused(tmp_path: Path, setting: dict[str
     )
     with pytest.raises(UserError, match="SentencePiece"):
         save_fast_tokenizer(SentencePieceTokenizer(model.getvalue(), "test"), tmp_path, max_length=64)
+
+
+def test_numbers_are_read_and_written_alike(tmp_path) -> None:
+    ours = NumbersTokenizer(512)
+    save_fast_tokenizer(ours, tmp_path, max_length=64)
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("", "7", "0 511  13\n511"):
+        ids = fast(text).input_ids
+        assert ids == [ours.bos_id, *ours.encode(text)]
+        assert fast.decode(ids, skip_special_tokens=True) == ours.decode(ids)
+    assert len(fast) == ours.vocab_size == 514

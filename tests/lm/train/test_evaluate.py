@@ -46,7 +46,7 @@ def test_it_is_the_mean_over_all_held_out_targets(make_run: MakeRun, micro_batch
     engine = Engine(model, run.train, run.optimizer, run.deepspeed, distributed.start())
     found = evaluate(engine, validation, 7, micro_batch_size)
 
-    store = validation.batches.stores[0]
+    store = validation.stores[0]
     total, count, correct = 0.0, 0, 0
     with torch.no_grad():
         for row in range(validation.num_rows):
