@@ -123,7 +123,7 @@ def test_figures_are_those_of_the_models_alone(measured: Path, root: Path, tmp_p
     run = load_run_file(root / "shifted_short.yaml")
     validation = prepare(run.data).validation
     assert validation is not None
-    store = validation.batches.stores[0]
+    store = validation.stores[0]
     borders = store.document_bytes.cumsum()
     parts = [store.text[end - size : end].tobytes() for end, size in zip(borders, store.document_bytes, strict=True)]
     texts = [read_text(model.tokenizer, part.decode()).behind(256) for part in parts]
