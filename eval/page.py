@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from eval.compare import PERPLEXITY_COLUMNS, contrasts, labels, perplexities, perplexity_row
-from eval.page_charts import curves, depth_maps, efficiency_charts, position_chart, score_maps
+from eval.page_charts import context_charts, curves, depth_maps, efficiency_charts, position_charts, score_maps
 from eval.results import Results
 from eval.statistics import percent
 from lm.train.format import short_number
@@ -34,7 +34,7 @@ def render(results: Sequence[Results]) -> str:
         _tables(named),
         _comparisons(named),
         _perplexities(named),
-        _section("Loss by position", position_chart(named)),
+        _section("Loss by length and by position", [*context_charts(named), *position_charts(named)]),
         _section("Speed and memory", efficiency_charts(named)),
         *(_about(name, result) for name, result in named),
     ]

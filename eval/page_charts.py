@@ -12,7 +12,7 @@ from lm.train.report.scale import Axis
 
 Named = Sequence[tuple[str, Results]]
 TOKENS = Axis("tokens", log=2)
-PERCENT = Axis("percent", from_zero=True)
+PERCENT = Axis("percent", from_zero=True, up_to=100)
 MOST_DEPTHS = 11
 DEPTH_BINS = 10
 FIGURES = {
@@ -80,7 +80,20 @@ def _depth_map(title: str, cells: Sequence[Cell], depths: Sequence[float]) -> st
     return heat_map(title, columns, names, rows, "tokens", "depth of what is asked for")
 
 
-def position_chart(named: Named) -> Iterator[str]:
+def context_charts(named: Named) -> Iterator[str]:
+    """For each text and protocol the loss against the window, where there is more than one."""
+    charts: dict[tuple[str, str], dict[str, list[Point]]] = {}
+    for name, result in named:
+        for record in result.measured("perplexity"):
+            if "nll" in record:
+                lines = charts.setdefault((record["text"], record["by"]), {})
+                lines.setdefault(name, []).append((record["length"], record["nll"]))
+    for (text, by), lines in charts.items():
+        if any(len(points) > 1 for points in lines.values()):
+            yield line_chart(f"{text}: {by}", _series(lines), TOKENS, Axis("nats per token"))
+
+
+def position_charts(named: Named) -> Iterator[str]:
     """For each text the loss at every position, of all models."""
     texts: dict[str, dict[str, Sequence[Point]]] = {}
     for name, result in named:

@@ -156,4 +156,5 @@ def _times(protocol: str, length: int) -> float:
 
 
 def _read(name: str, protocol: str, reading: Reading) -> Mapping[str, Any]:
-    return {"text": name, "length": reading.length, "protocol": protocol} | dict(PROTOCOLS[protocol](reading))
+    known = {"text": name, "length": reading.length, "by": protocol, "protocol": protocol}
+    return known | dict(PROTOCOLS[protocol](reading))

@@ -95,7 +95,8 @@ class Results:
 
     @property
     def tasks(self) -> list[str]:
-        return list(dict.fromkeys(cell.task for cell in self.cells))
+        asked = {cell.task for cell in self.cells}
+        return [task for task in self.settings["tasks"] if task in asked]
 
     @property
     def lengths(self) -> list[int]:

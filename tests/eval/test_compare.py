@@ -129,6 +129,11 @@ class Page(HTMLParser):
 def test_hostile_names_stay_text() -> None:
     measured = [
         {"kind": "perplexity", "of": HOSTILE, "text": HOSTILE, "protocol": "x", "length": 4, "reason": HOSTILE},
+        *(
+            {"kind": "perplexity", "of": HOSTILE, "text": HOSTILE, "by": HOSTILE, "protocol": HOSTILE, "length": n}
+            | {"nll": 1.0, "stderr": None, "perplexity": 2.7, "bits_per_byte": 1.0}
+            for n in (4, 8)
+        ),
         {"kind": "perplexity", "of": HOSTILE, "by_position": [{"first": 1, "end": 4, "loss": 2.0, "tokens": 9}]},
         {
             "kind": "efficiency",

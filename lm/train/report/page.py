@@ -171,7 +171,7 @@ def _tasks(data: ReportData) -> str:
                 for number, length in enumerate(sorted(found))
             ],
             STEP,
-            Axis("share right", from_zero=True),
+            Axis("share right", from_zero=True, up_to=1),
         )
         for task, found in lengths.items()
     ]

@@ -14,11 +14,15 @@ SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows: its label, a logarithm's base or None for linear, and whether it begins at 0."""
+    """What an axis shows: its label, a logarithm's base or None for linear, and whether it begins at 0.
+
+    up_to: a value that a linear axis reaches in any case, such as 1 for shares.
+    """
 
     label: str
     log: Literal[2, 10] | None = None
     from_zero: bool = False
+    up_to: float | None = None
 
     def shows(self, value: float | None) -> bool:
         """Whether the value has a place on this axis: finite (below 1e90), and above 0 on a logarithmic one."""
@@ -42,6 +46,8 @@ class Scale:
         low, high = (min(values), max(values)) if values else (1.0, 2.0)
         if axis.from_zero and axis.log is None:
             low, high = min(low, 0.0), max(high, 0.0)
+        if axis.up_to is not None and axis.log is None:
+            high = max(high, axis.up_to)
         if axis.log is not None and high <= low * (1 + 1e-9):
             low, high = low / 2, high * 2
         elif axis.log is None and high - low <= max(1e-9 * max(abs(low), abs(high)), SMALLEST):

@@ -78,3 +78,10 @@ def test_ticks_are_the_values_people_expect(
 def test_a_logarithmic_axis_gives_equal_room_to_equal_ratios() -> None:
     scale = Scale(1, 1024, 0, 100, 2)
     assert scale.place(32) == pytest.approx(50)
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_an_axis_of_shares_is_the_same_for_all(values: list[float]) -> None:
+    scale = Scale.fit(values, Axis("share", from_zero=True, up_to=1), 0, 100)
+    assert (scale.low, scale.high) == (0, 1)
