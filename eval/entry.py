@@ -47,8 +47,12 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
             revision=choice.revision,
             dtype=None if choice.dtype is None else DTYPES[choice.dtype],
         )
+    evaluator = None
+    if options.evaluator is not None:
+        with progress.phase(f"opening {options.evaluator}"):
+            evaluator = open_model(options.evaluator)
     folder = ResultFolder(output)
-    results = Evaluation(model, choice.path, tasks, options, world, progress).run(folder)
+    results = Evaluation(model, choice.path, tasks, options, world, progress, evaluator).run(folder)
     if results is not None:
         print_scores(results)
         write_page([results], folder.page)

@@ -52,6 +52,9 @@ class EvaluationOptions(SuiteOptions):
     protocols: tuple[str, ...] = Field(
         default=("strided", "disjoint", "last-tokens", "by-position"), description="Ways to measure it."
     )
+    evaluator: str | None = Field(
+        default=None, description="The model by which key-tokens finds what needs context; null is the evaluated one."
+    )
     text_tokens: int = Field(default=32_768, ge=2, description="Tokens of each text that are read, from its beginning.")
     batch_tokens: int = Field(default=16_384, ge=1, description="Padded tokens of one forward; changes no result.")
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eval.key_tokens import key_tokens, long_perplexity, transferred
 from eval.measuring import Measurement
 from eval.model import Model
 from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions
@@ -43,6 +47,18 @@ class Corpus:
                 tokens -= len(found[-1])
         return found
 
+    def rows(self, model: Model, length: int, tokens: int) -> list[str]:
+        """The first so many tokens of the documents in strings of `length` tokens each; what is left over is left out.
+
+        Cut and encoded alone a string may have a token more or less than it had in its document.
+        """
+        rows: list[str] = []
+        for document in self.documents:
+            text, content = read_text(model.tokenizer, document), document.encode()
+            ends = np.cumsum(text.bytes)[length - 1 :: length].tolist()
+            rows += [content[begin:end].decode(errors="ignore") for begin, end in pairwise([0, *ends])]
+        return rows[: max(1, tokens // length)]
+
 
 def open_corpus(path: Path) -> Corpus:
     """The documents of a file, folder or glob (kinds as in `data.sources`), or those that come with Python.
@@ -61,9 +77,14 @@ def open_corpus(path: Path) -> Corpus:
 
 @dataclass(frozen=True)
 class Reading:
-    """Texts to be read at a length, one of several."""
+    """A corpus to be read at a length, one of several.
+
+    texts: its first `tokens` tokens. evaluator: the model that says which tokens are key.
+    """
 
     model: Model
+    evaluator: Model
+    corpus: Corpus
     texts: Sequence[Text]
     length: int
     lengths: Sequence[int]
@@ -118,6 +139,19 @@ def _by_position(reading: Reading) -> Mapping[str, Any]:
     return {"by_position": [asdict(part) for part in loss_by_position(reading.model, rows)], "rows": len(rows)}
 
 
+def _key_tokens(reading: Reading) -> Mapping[str, Any]:
+    rows = reading.corpus.rows(reading.model, reading.length, reading.tokens)
+    if not rows:
+        return {"reason": f"no document has {reading.length} tokens"}
+    theirs, ours = ([read_text(one.tokenizer, row) for row in rows] for one in (reading.evaluator, reading.model))
+    short = max(2, reading.length // 4)
+    masks = key_tokens(reading.evaluator, theirs, short, max(1, short // 4))
+    try:
+        return long_perplexity(reading.model, ours, transferred(masks, theirs, ours)).to_json()
+    except ValueError:
+        return {"reason": f"no token is key by {reading.evaluator.name}: none gains enough from more context"}
+
+
 PROTOCOLS: dict[str, Callable[[Reading], Mapping[str, Any]]] = {
     "strided": _strided,
     "disjoint": _disjoint,
@@ -125,6 +159,7 @@ PROTOCOLS: dict[str, Callable[[Reading], Mapping[str, Any]]] = {
     "window-mean": _window_mean,
     "last-tokens": _last_tokens,
     "by-position": _by_position,
+    "key-tokens": _key_tokens,
 }
 
 
@@ -136,25 +171,27 @@ def require_protocols(names: Sequence[str]) -> None:
             raise UserError(f"--protocols: there is no '{name}'.{did_you_mean(name, PROTOCOLS)} Known: {known}")
 
 
-def readings(model: Model, corpora: Sequence[Corpus], options: EvaluationOptions) -> Iterator[Measurement]:
+def readings(
+    model: Model, evaluator: Model, corpora: Sequence[Corpus], options: EvaluationOptions
+) -> Iterator[Measurement]:
     """What is to be measured: each text by each protocol at each length; the loss by position at the longest alone."""
     lengths = sorted(options.lengths)
     for corpus in corpora:
         texts = corpus.texts(model, options.text_tokens)
         for length in lengths:
-            reading = Reading(model, texts, length, lengths)
+            reading = Reading(model, evaluator, corpus, texts, length, lengths)
             for protocol in options.protocols:
                 if protocol != "by-position" or length == lengths[-1]:
                     of = f"{corpus.name}: {protocol}, {length:,} tokens"
-                    work = partial(_read, corpus.name, protocol, reading)
+                    work = partial(_read, protocol, reading)
                     yield Measurement("perplexity", of, round(reading.tokens * _times(protocol, length)), work)
 
 
 def _times(protocol: str, length: int) -> float:
     """How often each token is read, about."""
-    return {"strided": 2.0, "window-mean": length / LONGLORA_STRIDE}.get(protocol, 1.0)
+    return {"strided": 2.0, "window-mean": length / LONGLORA_STRIDE, "key-tokens": 7.0}.get(protocol, 1.0)
 
 
-def _read(name: str, protocol: str, reading: Reading) -> Mapping[str, Any]:
-    known = {"text": name, "length": reading.length, "by": protocol, "protocol": protocol}
+def _read(protocol: str, reading: Reading) -> Mapping[str, Any]:
+    known = {"text": reading.corpus.name, "length": reading.length, "by": protocol, "protocol": protocol}
     return known | dict(PROTOCOLS[protocol](reading))

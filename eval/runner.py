@@ -37,8 +37,10 @@ class Evaluation:
         options: EvaluationOptions,
         world: World,
         progress: Progress,
+        evaluator: Model | None = None,
     ) -> None:
         """path: where the model came from, as the user wrote it. tasks: those that the options choose.
+        evaluator: the model by which key tokens are found; the evaluated one if left out.
 
         Raises UserError for texts that do not exist, and lengths that the model has no positions for.
         """
@@ -47,7 +49,10 @@ class Evaluation:
         require_positions(model, options.lengths)
         self.corpora = [open_corpus(text) for text in options.perplexity]
         self.settings = settings_of(model, path, options, tasks, self.haystack, self.corpora)
-        model.batch_tokens = options.batch_tokens
+        self.evaluator = evaluator or model
+        self.settings["evaluator"] = self.evaluator.fingerprint() if "key-tokens" in options.protocols else None
+        for one in (model, self.evaluator):
+            one.batch_tokens = options.batch_tokens
 
     def run(self, folder: ResultFolder) -> Results | None:
         """Does what `folder` does not hold yet. Collective; the result is rank 0's, others get None.
@@ -98,7 +103,7 @@ class Evaluation:
 
     def _measure(self, folder: ResultFolder) -> list[Measurement]:
         """Perplexities, by all ranks in turn, then speed and memory, by rank 0 alone, which others would disturb."""
-        read = list(readings(self.model, self.corpora, self.options))
+        read = list(readings(self.model, self.evaluator, self.corpora, self.options))
         costs = [
             Measurement("efficiency", f"{length:,} tokens", length, partial(self._cost, length))
             for length in sorted(self.options.lengths)

@@ -57,6 +57,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hotpotqa", type=Path, metavar="FILE", help="HotpotQA's distractor dev file, for qa_2")
     parser.add_argument("--perplexity", type=Path, nargs="*", metavar="TEXT", help="of these; Python's documentation")
     parser.add_argument("--protocols", type=_words, metavar="A,B", help="ways to measure it")
+    parser.add_argument("--evaluator", metavar="MODEL", help="finds key tokens; the evaluated model itself")
     parser.add_argument("--text-tokens", type=positive, metavar="N", help="of each text; 32768")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keeps written samples; .cache/braid/questions")
     parser.add_argument("--output", type=Path, metavar="DIR", help="runs/evaluations/MODEL; for compare, a .html file")
