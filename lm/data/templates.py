@@ -5,6 +5,7 @@ Either way the text falls into parts by turns to read and to learn, and an answe
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from lm.data.options import PairsOptions, SamplesOptions
 from lm.data.samples import Sample, Turn
 from lm.data.tokenizers import HuggingFaceTokenizer, Tokenizer
 from lm.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class Template(Protocol):
@@ -90,6 +93,9 @@ class ChatTemplate:
         (ids,) = self.encode_batch(["".join(self.parts(probe, probe.turns))])
         if ids[-1] not in special.values():
             raise UserError(f"{key}: the tokenizer in '{folder}' reads its special tokens as text.")
+        if ids[-1] != self._tokenizer.eos_token_id:
+            end, eos = self._tokenizer.convert_ids_to_tokens(ids[-1]), self._tokenizer.eos_token
+            _log.warning("%s: answers end with %s, not with the eos token %s; tell generation to stop.", key, end, eos)
 
     def parts(self, sample: Sample, turns: Sequence[Turn]) -> list[str]:
         parts: list[str] = []

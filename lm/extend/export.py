@@ -46,11 +46,20 @@ def export_merged(
         options = model.config.to_options()
         export_model(folder, options, dict(model.named_parameters()), tokenizer, training)
         return
+    _end_with(model, tokenizer.eos_id)
     model.save_pretrained(folder)
     length = extension.context
     save_fast_tokenizer(tokenizer, folder, length)
     settings = folder / "tokenizer_config.json"  # a Hugging Face tokenizer is copied with the old length
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": length}, indent=2))
+
+
+def _end_with(model: PreTrainedModel, eos_id: int) -> None:
+    """Makes generation end where documents of this run did, too: a run's tokenizer need not be the base's own."""
+    known = model.generation_config.eos_token_id
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    if eos_id not in ends:
+        model.generation_config.eos_token_id = [*ends, eos_id]
 
 
 def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Tensor]) -> None:

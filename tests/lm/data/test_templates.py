@@ -66,6 +66,14 @@ def test_a_template_that_ends_no_answer_is_refused_at_once(tmp_path: Path, templ
         chat(save_tokenizer(tmp_path, template))
 
 
+def test_an_end_that_is_not_the_eos_token_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chat(save_tokenizer(tmp_path, CHATML))
+    assert not caplog.records
+    chat(save_tokenizer(tmp_path, CHATML.replace("<|im_end|>", "<|endoftext|>")))
+    (said,) = caplog.records
+    assert "answers end with <|endoftext|>, not with the eos token <|im_end|>" in said.message
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused_where_that_shows(tmp_path: Path) -> None:
     thinking = CHATML.replace(
         "{{ m['content'] }}",

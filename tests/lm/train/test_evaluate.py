@@ -1,4 +1,8 @@
+import itertools
+import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +66,34 @@ def test_it_is_the_mean_over_all_held_out_targets(make_run: MakeRun, micro_batch
     assert found.bytes == validation.num_bytes
     assert sum(part.tokens for part in found.by_position) == count
     assert sum(part.tokens * part.loss for part in found.by_position) == pytest.approx(total, rel=1e-6)
+
+
+def test_answers_count_the_same_packed_and_alone(make_run: MakeRun, tmp_path: Path) -> None:
+    said = [{"prompt": "abc " * (number % 4), "response": f"{number} " * (1 + number % 3)} for number in range(40)]
+    (tmp_path / "samples.json").write_text(json.dumps(said))
+    sources = f"data.sources=[{{kind: sft, path: {tmp_path / 'samples.json'}, template: '{{prompt}}: '}}]"
+    run = make_run(sources, f"data.cache_dir={tmp_path / 'cache'}")
+    validation = prepare(run.data).validation
+    assert validation is not None
+    (store,) = validation.batches.stores
+    assert validation.num_rows < store.num_documents, "some rows hold several"
+    model = LanguageModel(run.model)
+    engine = Engine(model, run.train, run.optimizer, run.deepspeed, distributed.start())
+    found = evaluate(engine, validation, 7, 2)
+
+    total, answers = 0.0, b""
+    with torch.no_grad():
+        for start, stop in itertools.pairwise(store.offsets.tolist()):
+            tokens = torch.from_numpy(store.tokens[start:stop].astype("int64"))
+            learned = torch.from_numpy(store.targets[start + 1 : stop].copy())
+            logits = model.eval()(tokens[:-1], Documents.from_lengths([len(tokens) - 1]))[learned]
+            total += torch.nn.functional.cross_entropy(logits, tokens[1:][learned], reduction="sum").item()
+            answers += bytes(tokens[1:][learned][:-1].tolist())
+    assert found.tokens == store.num_targets
+    assert found.loss * found.tokens == pytest.approx(total, rel=1e-5)
+    assert found.bytes == len(answers)
+    assert answers == validation.text()
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / len(answers), rel=1e-5)
 
 
 def test_a_part_counts_bytes_in_proportion(make_run: MakeRun) -> None:

@@ -1,0 +1,34 @@
+"""What is said of the data in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lm.data.options import DataOptions
+from lm.data.prepare import prepare
+from lm.train.data_phase import summary
+
+
+def options_for(path: Path, fraction: float = 0.2, **source: object) -> DataOptions:
+    return DataOptions.model_validate(
+        {
+            "tokenizer": {"kind": "bytes"},
+            "sources": [{"path": str(path), **source}],
+            "sequence_length": 64,
+            "validation": {"fraction": fraction},
+            "cache_dir": path.parent / "cache",
+        }
+    )
+
+
+def test_texts_and_samples_are_summed_up(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("line\n" * 100)
+    said = summary(prepare(options_for(tmp_path / "text.txt")), 4000)
+    assert said.startswith("1 documents, 402 tokens; held out 1, 102; the run reads 4K, 9.95 epochs"), said
+    records = [{"prompt": "x" * (20 * number), "answer": "y" * (7 * number + 1)} for number in range(10)]
+    (tmp_path / "samples.json").write_text(json.dumps(records))
+    prepared = prepare(options_for(tmp_path / "samples.json", 0, kind="sft"))
+    said = summary(prepared, 4000)
+    assert f", {prepared.statistics.targets} of them to learn; " in said
+    assert "6 prompts cut to a row; 2 samples dropped as longer than a row; held out " in said
