@@ -156,8 +156,10 @@ def _figure(key: Key, found: Perplexity) -> Figure:
 
 
 def _documents(validation: Validation | None) -> Iterator[str]:
-    """The held-out texts."""
+    """The held-out texts. Answers without what they answer to are none."""
     for store in validation.stores if validation is not None else ():
+        if len(store.targets):
+            continue
         at = 0
         for size in store.document_bytes.tolist():
             yield store.text[at : at + size].tobytes().decode()

@@ -75,7 +75,7 @@ def test_answers_count_the_same_packed_and_alone(make_run: MakeRun, tmp_path: Pa
     run = make_run(sources, f"data.cache_dir={tmp_path / 'cache'}")
     validation = prepare(run.data).validation
     assert validation is not None
-    (store,) = validation.batches.stores
+    (store,) = validation.stores
     assert validation.num_rows < store.num_documents, "some rows hold several"
     model = LanguageModel(run.model)
     engine = Engine(model, run.train, run.optimizer, run.deepspeed, distributed.start())
