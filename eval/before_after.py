@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -73,12 +74,23 @@ def measure(run: ExtensionFile, root: Path, control: Path | None = None, again: 
     subjects = [*_subjects(run, extend, root), *(_control(run, control) if control is not None else ())]
     for missing in bench.left_out():
         progress.say(f"not measured: {missing}")
-    with claimed_alone(root, "RUN", "at work"):
+    with claimed_alone(root, "RUN", "at work"), _without_reminders():
         found = _kept(root, bench, again, progress)
         for subject in subjects:
             found = _measure(subject, bench, found, root, run, progress)
         save_report_data(root, before_after=found)
     progress.say(f"report: {write_report(root)}")
+
+
+@contextmanager
+def _without_reminders() -> Iterator[None]:
+    """Keeps transformers from warning of contexts longer than a base was made for, which is what is measured."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _kept(root: Path, bench: Bench, again: bool, progress: Progress) -> BeforeAfter:

@@ -16,7 +16,7 @@ from eval.tasks import CannotBuildError, Haystack
 from eval.tasks.passkey import FILLER, Passkey
 from eval.text import Text, joined, pieces, read_text
 from lm.data.fingerprint import content_digest
-from lm.data.prepare import Prepared, Validation
+from lm.data.prepare import Prepared
 from lm.extend.measure_options import MeasureOptions
 from lm.train.before_after import Figure, Kind
 
@@ -52,7 +52,7 @@ class Bench:
     @property
     def settings(self) -> dict[str, Any]:
         """What all figures share; figures under others are not comparable with them."""
-        validation, passkey = self.prepared.validation, self.options.passkey
+        passkey = self.options.passkey
         return {
             "context": self.context,
             "target_length": self.target_length,
@@ -60,7 +60,7 @@ class Bench:
             "windows": self.options.windows,
             "trials": passkey.trials if passkey is not None else 0,
             "longest": self._longest,
-            "text": content_digest([validation.text()]) if validation is not None else "",
+            "text": content_digest([self._stream.ids.tobytes()]),
         }
 
     @cached_property
@@ -134,7 +134,7 @@ class Bench:
     @cached_property
     def _texts(self) -> list[Text]:
         bos = self.prepared.tokenizer.bos_id
-        return [read_text(self.tokenizer, text).behind(bos) for text in _documents(self.prepared.validation)]
+        return [read_text(self.tokenizer, text).behind(bos) for text in _documents(self.prepared)]
 
     @cached_property
     def _stream(self) -> Text:
@@ -155,12 +155,14 @@ def _figure(key: Key, found: Perplexity) -> Figure:
     return Figure(key[0], key[1], found.nll, found.stderr, found.units)
 
 
-def _documents(validation: Validation | None) -> Iterator[str]:
-    """The held-out texts. Answers without what they answer to are none."""
-    for store in validation.stores if validation is not None else ():
-        if len(store.targets):
-            continue
+def _documents(prepared: Prepared) -> Iterator[str]:
+    """The held-out texts, whole: where only answers are learned, with what they answer."""
+    for store in prepared.validation.stores if prepared.validation is not None else ():
         at = 0
-        for size in store.document_bytes.tolist():
-            yield store.text[at : at + size].tobytes().decode()
+        for number, size in enumerate(store.document_bytes.tolist()):
+            if len(store.targets):
+                first, end = store.offsets[number : number + 2]
+                yield prepared.tokenizer.decode(store.tokens[first:end].tolist())
+            else:
+                yield store.text[at : at + size].tobytes().decode()
             at += size

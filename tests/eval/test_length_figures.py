@@ -1,4 +1,4 @@
-"""What is measured by length is read from held-out texts; answers without their questions are none."""
+"""What is measured by length is read from held-out texts; answers are read with their questions."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from lm.extend.measure_options import MeasureOptions
 from lm.hf.tokenizer import fast_tokenizer
 
 
-def test_answers_are_no_text(tmp_path: Path) -> None:
-    samples, text = tmp_path / "samples.json", tmp_path / "text.txt"
-    samples.write_text(json.dumps([{"prompt": f"{number}", "answer": "y" * 400} for number in range(40)]))
-    text.write_text("some words\n" * 200)
+def test_samples_are_read_whole(tmp_path: Path) -> None:
+    records = [{"prompt": f"question {number} ", "answer": f"{number}th answer"} for number in range(100, 140)]
+    (tmp_path / "samples.json").write_text(json.dumps(records))
+    (tmp_path / "text.txt").write_text("some words\n" * 200)
 
-    def wanted(*sources: dict[str, str]) -> list[tuple[str, int]]:
+    def read(*sources: dict[str, str]) -> tuple[Bench, str]:
         options = {"sources": sources, "cache_dir": tmp_path / "cache", "validation": {"fraction": 0.5}}
         prepared = prepare(
             DataOptions.model_validate({"tokenizer": {"kind": "bytes"}, "sequence_length": 512, **options})
         )
         measured = MeasureOptions(lengths=(256,), passkey=None)
         bench = Bench(measured, 128, 256, prepared, fast_tokenizer(prepared.tokenizer, 256))
-        return [(kind, length) for kind, length, _ in bench.wanted]
+        return bench, prepared.tokenizer.decode(bench._stream.ids.tolist())
 
-    answers = {"kind": "sft", "path": str(samples)}
-    assert wanted(answers) == []
-    assert wanted(answers, {"path": str(text)}) == wanted({"path": str(text)}) != []
+    answers, text = {"kind": "sft", "path": str(tmp_path / "samples.json")}, {"path": str(tmp_path / "text.txt")}
+    bench, samples = read(answers)
+    held_out = [record for record in records if record["answer"] in samples]
+    assert 0 < len(held_out) < len(records)
+    for record in held_out:
+        assert samples.partition(record["prompt"])[2].startswith(f"[/INST]{record['answer']}")
+    assert bench.wanted
+    both, joined = read(answers, text)
+    assert joined == samples + read(text)[1]
+    assert both.settings["text"] != bench.settings["text"]

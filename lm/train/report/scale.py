@@ -116,6 +116,8 @@ def tick_labels(ticks: list[float]) -> list[str]:
         return [_suffixed(tick) for tick in ticks]
     scale, suffix = next(((scale, name) for scale, name in SUFFIXES if largest >= max(scale, 1e4)), (1.0, ""))
     digits = next((d for d in range(12) if all(_exact(tick / scale, d) for tick in ticks)), 12)
+    if digits > 2 and largest < 1e6 and all(_exact(tick, 0) for tick in ticks):  # powers of two
+        return [f"{tick:.0f}" for tick in ticks]
     return [f"{tick / scale:.{digits}f}{suffix}" if tick else "0" for tick in ticks]
 
 
