@@ -34,11 +34,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; `strong` marks the one the chart is about."""
+    """One bar; `strong` marks the one the chart is about, `spread` is the range of what `value` is the mean of."""
 
     name: str
     value: float
     strong: bool = False
+    spread: tuple[float, float] | None = None
 
 
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
@@ -115,20 +116,32 @@ def bar_chart(title: str, bars: Sequence[Bar], digits: int = 3) -> str:
     """A `<figure>` of horizontal bars from 0, the value (at least 0) written after each."""
     caption = f"<figcaption>{text(title)}</figcaption>"
     name_width, value_width = 170, 70
-    longest = max((bar.value for bar in bars), default=0.0) or 1.0
+    longest = max((value for bar in bars for value in (bar.value, *(bar.spread or ()))), default=0.0) or 1.0
+    unit = (WIDTH - name_width - value_width) / longest
     rows = []
     for number, bar in enumerate(bars):
         top = number * (BAR_HEIGHT + BAR_GAP)
-        width = bar.value / longest * (WIDTH - name_width - value_width)
+        width = bar.value * unit
+        low, high = bar.spread or (bar.value, bar.value)
         middle = top + BAR_HEIGHT / 2 + 4.5
         rows.append(
             f'<g class="{"strong" if bar.strong else "plain"}">'
             f'<text class="name" x="{name_width - 12}" y="{middle}" text-anchor="end">{text(bar.name)}</text>'
             f'<rect x="{name_width}" y="{top}" width="{width:.1f}" height="{BAR_HEIGHT}" rx="3"/>'
-            f'<text class="value" x="{name_width + width + 8:.1f}" y="{middle}">{bar.value:.{digits}f}</text></g>'
+            + _spread(name_width + low * unit, name_width + high * unit, top + BAR_HEIGHT / 2)
+            + f'<text class="value" x="{name_width + high * unit + 8:.1f}" y="{middle}">'
+            f"{bar.value:.{digits}f}</text></g>"
         )
     height = max(len(bars) * (BAR_HEIGHT + BAR_GAP) - BAR_GAP, 1)
     return (
         f'<figure>{caption}<svg class="bars" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{text(title)}">'
         f"{''.join(rows)}</svg></figure>"
     )
+
+
+def _spread(low: float, high: float, middle: float) -> str:
+    """A line with ends, where there is a range to show."""
+    if high <= low:
+        return ""
+    ends = "".join(f"M{at:.1f} {middle - 6:.1f}V{middle + 6:.1f}" for at in (low, high))
+    return f'<path class="spread" d="M{low:.1f} {middle:.1f}H{high:.1f}{ends}"/>'

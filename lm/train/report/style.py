@@ -48,6 +48,7 @@ svg .tick, svg .label { fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg.bars { font-size: 16px; }
 svg .plain rect { fill: var(--soft); opacity: 0.45; }
 svg .strong rect { fill: var(--c0); }
+svg .spread { stroke: var(--ink); stroke-width: 1.4; }
 svg .strong text { font-weight: 650; }
 svg.heat rect { fill: var(--c0); }
 svg.heat .none rect { fill: none; stroke: var(--rule); }

@@ -100,3 +100,16 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert widths[2] == 0
     assert [text.text for text in svg.iter("text") if text.get("class") == "value"] == ["1.500", "3.000", "0.000"]
     assert bar_chart("t", []).count("<rect") == 0
+
+
+def test_a_spread_reaches_from_the_least_to_the_most() -> None:
+    svg = svg_of(bar_chart("t", [Bar("a", 0.5, spread=(0.25, 1.0)), Bar("b", 0.5, spread=(0.5, 0.5)), Bar("c", 0.5)]))
+    (spread,) = (path.get("d", "") for path in svg.iter("path"))
+    start, end = (float(number) for number in re.match(r"M([\d.]+) [\d.]+H([\d.]+)", spread).groups())
+    rect = next(svg.iter("rect"))
+    left, width = float(rect.get("x", "")), float(rect.get("width", ""))
+    assert start == pytest.approx(left + width / 2, abs=0.1)
+    assert end == pytest.approx(left + 2 * width, abs=0.1)
+    places = [float(text.get("x", "")) for text in svg.iter("text") if text.get("class") == "value"]
+    assert places[0] > end
+    assert places[1] == places[2] == pytest.approx(left + width + 8, abs=0.1)
