@@ -11,7 +11,7 @@ from lm.plan_table import plan_run
 from lm.run_file import load_run_file
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_config_loads_and_plans(path: Path, smollm2: Path) -> None:
     assert plan.parameters > 0
     assert memory.total > 0
     assert path.read_text().startswith("# "), "a config begins by saying what it is"
-    assert run.train.output_dir == Path("runs") / path.stem
+    assert run.train.output_dir == Path("runs") / path.relative_to(FOLDER).with_suffix("")
 
 
 def test_the_quickstart_uses_every_mixer_and_downloads_nothing() -> None:
