@@ -24,7 +24,7 @@ from lm.extend.trainee import Extension
 from lm.hf.export import Training, export_model, in_memory
 from lm.hf.tokenizer import fast_tokenizer
 from lm.model.options import ModelOptions
-from lm.run_file import ExtensionFile
+from lm.run_file import ExtensionFile, GraftFile
 from lm.train import manifest
 from lm.train.checkpoint import read_counters
 from lm.train.folder import RunFolder
@@ -115,6 +115,9 @@ def _require_free(target: Path) -> None:
 
 def _read_trainee(path: Path, run: Any) -> FromScratch | Extension:
     try:
+        if "graft" in run:  # what stage two started from lies in the run's folder, wherever that is now
+            moved = run | {"train": run["train"] | {"output_dir": path.parent}}
+            return GraftFile.model_validate(moved).trainee.tuning
         if "base" in run:
             return ExtensionFile.model_validate(run).trainee
         return FromScratch(ModelOptions.model_validate(run["model"]))

@@ -54,6 +54,7 @@ class Plan:
     """A model at a training length: its layers, and its totals with embedding, final norm and output head.
 
     frozen_parameters: those that are not trained. frozen_flops_per_token: forward FLOPs of linear layers among them.
+    base_cache_bytes: of the model that this one was grafted onto, for one row at the training length; 0: of none.
     """
 
     sequence_length: int
@@ -65,6 +66,7 @@ class Plan:
     vocab_size: int
     frozen_parameters: int = 0
     frozen_flops_per_token: float = 0.0
+    base_cache_bytes: int = 0
 
     @property
     def training_flops_per_token(self) -> float:

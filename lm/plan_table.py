@@ -67,6 +67,12 @@ def _layer_table(plan: Plan) -> Table:
     return table
 
 
+def _of_the_base(plan: Plan) -> str:
+    if not plan.base_cache_bytes:
+        return ""
+    return f"; the base: {byte_size(plan.base_cache_bytes)}, {plan.base_cache_bytes / plan.cache_bytes:.3g} times that"
+
+
 def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
     tokens = run.train.steps * run.train.global_batch_tokens
     ranks = f"rank of {world_size}, ZeRO {run.deepspeed.zero_stage}, {run.train.precision}"
@@ -78,7 +84,7 @@ def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
         "forward FLOPs per token": short_number(plan.flops_per_token),
         "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} ({backward}, no recomputation)",
         "whole run": f"{short_number(tokens)} tokens, {plan.training_flops_per_token * tokens:.3g} FLOPs",
-        f"cache at {plan.sequence_length:,} tokens": f"{byte_size(plan.cache_bytes)} per sequence",
+        f"cache at {plan.sequence_length:,} tokens": f"{byte_size(plan.cache_bytes)} per sequence{_of_the_base(plan)}",
         f"memory per {ranks}": f"{byte_size(memory.total)} without communication buffers",
         "  weights": byte_size(memory.parameters),
         "  gradients": byte_size(memory.gradients),

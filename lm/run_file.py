@@ -17,6 +17,7 @@ from lm.data.tokenizers import declared_vocab_size
 from lm.errors import UserError
 from lm.extend.measure_options import MeasureOptions
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
+from lm.graft.options import GraftOptions
 from lm.model.options import ModelOptions
 from lm.option_errors import explain
 from lm.options import Options
@@ -24,7 +25,10 @@ from lm.train.sections import Sections
 from lm.yaml_tree import Tree, dump_tree, key_path, read_tree
 
 if TYPE_CHECKING:
+    import torch
+
     from lm.extend.trainee import Extension
+    from lm.graft.trainee import Grafting
     from lm.train.trainee import Trainee
 
 _log = logging.getLogger(__name__)
@@ -37,16 +41,37 @@ class _FromScratch(Options):
 
 
 class _FromBase(Options):
-    """What a run trains that starts from a pretrained model."""
+    """What a run starts from that does not pretrain."""
 
     base: BaseOptions = Field(description="The model to start from.")
+
+
+class _Extend(Options):
+    """What becomes of the base's context."""
+
     extend: ExtendOptions | None = Field(
         default=None,
         description="How far, over which rotary positions, with which attention; left out: the context stays.",
     )
+
+
+class _Graft(Options):
+    """What becomes of the base's mixers."""
+
+    graft: GraftOptions = Field(description="Other mixers in some layers, and how they are taught the old ones' part.")
+
+
+class _Lora(Options):
+    """What of the base is trained."""
+
     lora: LoraOptions | None = Field(
         default=None, description="Adapters, and what is trained whole beside them; left out: everything is trained."
     )
+
+
+class _Measured(Options):
+    """What is found out about an extension."""
+
     measure: MeasureOptions | None = Field(
         default=MeasureOptions(),
         description="What is compared before and after an extension, once it is trained; null leaves it out.",
@@ -83,7 +108,7 @@ class RunFile(_Evaluated, Sections, _FromScratch):
         return FromScratch(self.model)
 
 
-class ExtensionFile(_Evaluated, Sections, _FromBase):
+class ExtensionFile(_Evaluated, Sections, _Measured, _Lora, _Extend, _FromBase):
     """One run from a pretrained model, to a longer context if it is extended: `base`, `extend`, `lora`, no `model`."""
 
     @model_validator(mode="after")
@@ -114,15 +139,36 @@ class ExtensionFile(_Evaluated, Sections, _FromBase):
     @cached_property
     def trainee(self) -> Extension:
         """The model, for the training loop."""
-        import torch
-
         from lm.extend.trainee import Extension  # transformers comes with it
 
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.train.precision]
-        return Extension(self.base, self.extend, self.lora, dtype, self.optimizer.lr)
+        return Extension(self.base, self.extend, self.lora, _dtype(self.train.precision), self.optimizer.lr)
 
 
-AnyRun = RunFile | ExtensionFile
+class GraftFile(_Evaluated, Sections, _Lora, _Graft, _FromBase):
+    """One grafting: a pretrained model gets other mixers in some layers, learns them apart, and then as a whole."""
+
+    @model_validator(mode="after")
+    def _stage_one_fits(self) -> Self:
+        self.graft.regress.check(self.data.sequence_length)
+        return self
+
+    @cached_property
+    def trainee(self) -> Grafting:
+        """The model of stage two, for the training loop."""
+        from lm.graft.trainee import Grafting  # transformers comes with it
+
+        dtype, folder = _dtype(self.train.precision), self.train.output_dir
+        return Grafting(self.base, self.graft, self.lora, dtype, self.optimizer.lr, folder)
+
+
+AnyRun = RunFile | ExtensionFile | GraftFile
+FromBaseT = TypeVar("FromBaseT", ExtensionFile, GraftFile)
+
+
+def _dtype(precision: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> AnyRun:
@@ -134,11 +180,20 @@ def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> AnyRun:
     """
     tree = read_tree(Path(path), overrides)
     if "base" not in tree.values:
+        if "graft" in tree.values:
+            raise UserError(f"{tree.origin(('graft',))}: graft: name the model to graft onto under base")
         return _pretraining(tree)
     if "model" in tree.values:
         place = tree.origin(("model",))
         raise UserError(f"{place}: model: base names a pretrained model, which brings its own: remove one of the two")
-    return _extension(tree)
+    if "graft" not in tree.values:
+        return _from_base(ExtensionFile, tree)
+    if tree.values.get("extend") is not None:
+        raise UserError(
+            f"{tree.origin(('extend',))}: extend: a graft keeps the base's context. Remove extend, export the graft "
+            "when it is done, and extend that"
+        )
+    return _from_base(GraftFile, tree)
 
 
 def _pretraining(tree: Tree) -> RunFile:
@@ -159,17 +214,17 @@ def _pretraining(tree: Tree) -> RunFile:
     return _validated(RunFile, tree.values | {"model": tree.values["model"] | derived}, tree)
 
 
-def _extension(tree: Tree) -> ExtensionFile:
+def _from_base(kind: type[FromBaseT], tree: Tree) -> FromBaseT:
     values, data = tree.values, tree.values.get("data")
     if isinstance(data, dict) and "tokenizer" not in data:
         # A stand-in: the base's tokenizer is looked for once everything else is known to be right.
         values = values | {"data": data | {"tokenizer": {"kind": "bytes"}}}
-        run = _validated(ExtensionFile, values, tree)
+        run = _validated(kind, values, tree)
         from lm.extend.base import tokenizer_folder
 
         folder = tokenizer_folder(run.base, run.data.cache_dir)
         values = values | {"data": data | {"tokenizer": {"kind": "huggingface", "path": str(folder)}}}
-    run = _validated(ExtensionFile, values, tree)
+    run = _validated(kind, values, tree)
     tokens = _vocab_size(run, tree)
     try:
         run.trainee.check(tokens, run.data.sequence_length)

@@ -19,7 +19,8 @@ PLAN = {"lm.plan", *MODEL}
 HF = {"lm.hf", *MODEL}
 TRAIN = {"lm.train", "lm.hf", "lm.plan", "lm.yaml_tree", *MODEL, *DATA}
 EXTEND = {"lm.extend", *TRAIN}
-RUN_FILE = {"lm.run_file", "lm.option_errors", "eval.options", *EXTEND}
+GRAFT = {"lm.graft", *EXTEND}
+RUN_FILE = {"lm.run_file", "lm.option_errors", "eval.options", *GRAFT}
 EVAL = {"eval", "lm.export", *RUN_FILE}
 VERBS = {"lm.verbs", "lm.arguments", "lm.option_reference", "lm.plan_table", *EVAL}
 CLI = {"lm.cli", *VERBS}
@@ -46,6 +47,8 @@ FLOORS: dict[str, set[str]] = {
     "lm.train.options": {"lm.train.deepspeed_keys", *BASE},
     "lm.extend": EXTEND,
     "lm.extend.options": BASE,
+    "lm.graft": GRAFT,
+    "lm.graft.options": {"lm.model.options", "lm.train.options", *BASE},
     "lm.run_file": RUN_FILE,
     "lm.plan_table": RUN_FILE,
     "lm.export": RUN_FILE,

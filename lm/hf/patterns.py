@@ -61,7 +61,7 @@ def with_pattern(described: Mapping[str, Any], layers: str, mixers: Mixers, key:
     try:
         return ModelOptions.model_validate({**described, "mixers": used, "layers": layers})
     except ValidationError as error:
-        raise UserError(f"{key} '{layers}': {reasons(error)}") from None
+        raise UserError(f"{key}: '{layers}': {reasons(error)}") from None
 
 
 def assemble(

@@ -11,6 +11,7 @@ progress display and the report know, each optional:
     tokens_per_second    over all ranks
     mfu                  model FLOPs utilisation, a share in [0, 1]
     peak_memory          bytes, the most so far: tensors of rank 0's GPU, or all of its process where it has none
+    layer_NN             grafting, stage one: distance of the layer's new mixer from the original's; 1 is that of none
     validation_loss      held-out loss after the step, nats per token
     validation_accuracy  share of held-out targets that the model finds most likely
     validation_bits_per_byte

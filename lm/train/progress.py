@@ -89,6 +89,8 @@ class TrainingBar:
 
 def _figures(record: Mapping[str, Any]) -> str:
     parts = [f"loss {record['loss']:.4f}"]
+    if layers := [value for key, value in record.items() if key.startswith("layer_")]:
+        parts.append(f"layers {min(layers):.3f} to {max(layers):.3f}")
     if record.get("tokens_per_second") is not None:
         parts.append(f"{short_number(record['tokens_per_second'])} tok/s")
     if record.get("mfu") is not None:

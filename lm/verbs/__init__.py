@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lm.verbs import evaluation, measure, models, runs
+from lm.verbs import evaluation, grafting, measure, models, runs
 from lm.verbs.verb import Verb
 
 __all__ = ["VERBS", "Verb"]
 
 VERBS: dict[str, Verb] = {
     **{name: runs.VERBS[name] for name in ("train", "plan", "prepare")},
+    **grafting.VERBS,
     **models.VERBS,
     **measure.VERBS,
     **evaluation.VERBS,

@@ -18,24 +18,34 @@ if TYPE_CHECKING:
 
 
 def _train(chosen: argparse.Namespace) -> None:
-    run = _run_with_its_text(chosen)
-    from lm.train.loop import train  # after the mistakes of the run file, which need not wait for it
+    start(run_with_its_text(chosen))
+
+
+def start(run: AnyRun) -> None:
+    """Trains what the run file describes, from where it stands."""
+    from lm.run_file import ExtensionFile, GraftFile
 
     hook = None
     if run.evaluations is not None:
         from eval.live import LiveEvaluation
 
         hook = LiveEvaluation(run.evaluations, run.train.micro_batch_size * run.data.sequence_length)
-    train(run, hook=hook)
-    from lm.run_file import ExtensionFile
+    if isinstance(run, GraftFile):
+        from lm.graft.stages import graft  # after the mistakes of the run file, which need not wait for it
 
+        graft(run, hook)
+        return
+    from lm.train.loop import train
+
+    train(run, hook=hook)
     if isinstance(run, ExtensionFile) and run.measure is not None:
         from eval.before_after import measure_after_training
 
         measure_after_training(run)
 
 
-def _run_with_its_text(chosen: argparse.Namespace) -> AnyRun:
+def run_with_its_text(chosen: argparse.Namespace) -> AnyRun:
+    """The run file of a command line. Raises UserError for it, and where the text that it names is missing."""
     from lm.run_file import load_run_file, missing_sources
 
     run = load_run_file(chosen.config, chosen.overrides)
@@ -59,7 +69,7 @@ def _plan(chosen: argparse.Namespace) -> None:
 
 
 def _prepare(chosen: argparse.Namespace) -> None:
-    run = _run_with_its_text(chosen)
+    run = run_with_its_text(chosen)
     from lm.data.prepare import prepare
 
     prepared = prepare(run.data)
@@ -79,7 +89,8 @@ def _schema(chosen: argparse.Namespace) -> None:
     print(reference(json_schema()) if chosen.markdown else json.dumps(json_schema(), indent=2))
 
 
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """A run file and changes to it."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the run file, for example configs/quickstart.yaml")
     parser.add_argument(
         "overrides",
@@ -91,13 +102,13 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    _config_arguments(parser)
+    config_arguments(parser)
     # Launchers add this one; ranks read the environment instead.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _config_arguments(parser)
+    config_arguments(parser)
     parser.add_argument("--world-size", type=positive, default=1, metavar="N", help="ranks that share the memory")
     parser.add_argument("--json", action="store_true", help="figures for programs instead of a table")
 
@@ -121,7 +132,7 @@ VERBS = {
     ),
     "prepare": Verb(
         _prepare,
-        _config_arguments,
+        config_arguments,
         "Train the tokenizer and tokenize the sources ahead of a run.",
         "braid prepare configs/quickstart.yaml",
     ),

@@ -20,6 +20,7 @@ EVALUATION_FILE = "evaluation.json"
 PLAN_FILE = "plan.json"
 SAMPLE_FILE = "sample.json"
 EXTENSION_FILE = "extension.json"
+BEFORE_FILE = "before.json"
 ENVIRONMENT_FILE = "environment.json"
 RUN_FILE = "run.yaml"
 
@@ -31,6 +32,7 @@ class ReportData:
     """A run as the report tells it; what is None or empty is left out of the page.
 
     metrics: records of `lm.train.log`. environment: names and values. run_file: the resolved run file's text.
+    before: evaluations of what the run started from, by name.
     """
 
     title: str
@@ -41,6 +43,7 @@ class ReportData:
     environment: Mapping[str, str] = field(default_factory=dict)
     run_file: str = ""
     before_after: BeforeAfter | None = None
+    before: Mapping[str, Evaluation] = field(default_factory=dict)
 
     def series(self, key: str) -> list[tuple[float, float | None]]:
         """(step, value) of every record that has the key; None where the value was not finite."""
@@ -59,6 +62,7 @@ def save_report_data(
     plan: Plan | None = None,
     sample: Sample | None = None,
     environment: Mapping[str, str] | None = None,
+    before: Mapping[str, Evaluation] | None = None,
 ) -> None:
     """Writes what is given into the output folder, one file each, replacing an older one.
 
@@ -74,6 +78,8 @@ def save_report_data(
         _write(output / SAMPLE_FILE, asdict(sample))
     if environment is not None:
         _write(output / ENVIRONMENT_FILE, dict(environment))
+    if before is not None:
+        _write(output / BEFORE_FILE, {name: found.to_json() for name, found in before.items()})
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
@@ -100,6 +106,7 @@ def load_report_data(output: Path) -> ReportData:
         sample=_parsed(output / SAMPLE_FILE, _sample),
         environment=environment or {},
         run_file=run_file.read_text(encoding="utf-8") if run_file.exists() else "",
+        before=_parsed(output / BEFORE_FILE, _evaluations) or {},
     )
 
 
@@ -130,6 +137,10 @@ def _parsed(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
         raise UserError(
             f"{path}: not as this version writes it ({error}). Delete it to leave its part out of the report."
         ) from error
+
+
+def _evaluations(values: dict[str, Any]) -> dict[str, Evaluation]:
+    return {name: Evaluation.from_json(found) for name, found in values.items()}
 
 
 def _plan(values: dict[str, Any]) -> Plan:

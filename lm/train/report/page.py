@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from lm.plan import LayerPlan, Plan
@@ -26,7 +26,7 @@ def render(data: ReportData) -> str:
     parts = [
         _header(data),
         extension_section(data.before_after),
-        _held_out(data.evaluation),
+        _held_out(data.evaluation, data.before),
         _training(data),
         _tasks(data),
         _plan(data.plan),
@@ -99,32 +99,51 @@ def _typical(data: ReportData, key: str) -> float | None:
     return median(values) if values else None
 
 
-def _held_out(found: Evaluation | None) -> str:
+def _held_out(found: Evaluation | None, before: Mapping[str, Evaluation]) -> str:
     if found is None:
         return ""
-    charts = _baselines(found) + _positions(found)
+    charts = _beginnings(found, before) + _baselines(found) + _positions(found, before)
     return f'<section><h2>Held-out data</h2><div class="charts">{charts}</div></section>' if charts else ""
+
+
+def _beginnings(found: Evaluation, before: Mapping[str, Evaluation]) -> str:
+    if not before:
+        return ""
+    bars = [Bar(name, evaluation.loss) for name, evaluation in before.items()]
+    return bar_chart("Held-out loss, nats per token, beside what the run began with", [*bars, _this(found.loss)])
+
+
+def _this(value: float) -> Bar:
+    return Bar("this model", value, strong=True)
 
 
 def _baselines(found: Evaluation) -> str:
     if found.bits_per_byte is None or not found.baselines:
         return ""
-    bars = [Bar("this model", found.bits_per_byte, strong=True)]
+    bars = [_this(found.bits_per_byte)]
     bars += [Bar(name, value) for name, value in sorted(found.baselines.items(), key=lambda item: item[1])]
     return bar_chart("Bits per byte, beside other ways to predict the same bytes", bars)
 
 
-def _positions(found: Evaluation) -> str:
+def _positions(found: Evaluation, before: Mapping[str, Evaluation]) -> str:
     if not found.by_position:
         return ""
-    # The geometric middle of a bin, positions counted from 1, is its middle on the axis.
-    points = [(((part.first + 1) * part.end) ** 0.5, part.loss) for part in found.by_position]
+    series = [Series("this model", _by_position(found), "dots", colour=1)]
+    series += [
+        Series(name, _by_position(evaluation), colour=colour)
+        for (name, evaluation), colour in zip(before.items(), (0, 2, 3), strict=False)
+    ]
     return line_chart(
         "Loss by position: what reading more of a document gains",
-        [Series("loss", points, "dots", colour=1)],
+        series,
         Axis("position in the document", log=2),
         Axis("nats per token"),
     )
+
+
+def _by_position(found: Evaluation) -> list[Point]:
+    # The geometric middle of a bin, positions counted from 1, is its middle on the axis.
+    return [(((part.first + 1) * part.end) ** 0.5, part.loss) for part in found.by_position]
 
 
 def _training(data: ReportData) -> str:
@@ -189,11 +208,16 @@ def _plan(plan: Plan | None) -> str:
             ("forward FLOPs per token", short_number(plan.flops_per_token)),
             ("training FLOPs per token", short_number(plan.training_flops_per_token)),
             (f"cache at {plan.sequence_length:,} tokens", f"{byte_size(plan.cache_bytes)} per sequence"),
+            *_base_cache(plan),
         ]
     )
     layers = table(PLAN_COLUMNS, rows, words=frozenset({"mixer", "sees"}))
     title = f"The model at {plan.sequence_length:,} tokens"
     return f'<section><h2>{text(title)}</h2><div class="panel">{layers}{totals}</div></section>'
+
+
+def _base_cache(plan: Plan) -> list[tuple[str, str]]:
+    return [("the same of its base", byte_size(plan.base_cache_bytes))] if plan.base_cache_bytes else []
 
 
 def _layer_row(index: int, layer: LayerPlan) -> tuple[object, ...]:

@@ -1,0 +1,191 @@
+"""Grafting from start to finish: `graft(run)` regresses the new mixers, then trains the model that has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import Field
+from torch import nn
+
+from kernels.linear_cross_entropy import CrossEntropy
+from lm.data.prepare import prepare
+from lm.extend.model import ExtendedModel
+from lm.extend.options import BaseOptions
+from lm.graft.operation import Operation
+from lm.graft.options import GraftOptions
+from lm.graft.regression import Regression, RegressionModel
+from lm.graft.trainee import GRAFTED, Grafting
+from lm.model.documents import Documents
+from lm.train import checkpoint, distributed
+from lm.train.distributed import World
+from lm.train.engine import MicroBatch, StepResult
+from lm.train.evaluate import evaluate
+from lm.train.evaluation import Evaluation
+from lm.train.folder import Run, RunFolder
+from lm.train.hook import Hook
+from lm.train.loop import DTYPES, Training, train
+from lm.train.model_file import full_weights
+from lm.train.options import OptimizerOptions
+from lm.train.progress import Progress
+from lm.train.report import load_report_data, save_report_data
+from lm.train.sections import Sections
+
+REGRESSION = "regression"
+"""Below a run's folder: the folder of its first stage."""
+
+
+class GraftRun(Run, Protocol):
+    """What grafting reads of a run file (`lm.run_file.GraftFile`, a floor above)."""
+
+    @property
+    def base(self) -> BaseOptions: ...
+    @property
+    def graft(self) -> GraftOptions: ...
+    @property
+    def trainee(self) -> Grafting: ...
+
+
+class RegressionRun(Sections):
+    """Stage one of a run, as a run of its own below the other's folder."""
+
+    base: BaseOptions = Field(description="The original.")
+    graft: GraftOptions = Field(description="The new mixers.")
+    evaluated_length: int = Field(description="Tokens per held-out row, which are those of the whole run.")
+
+    @classmethod
+    def of(cls, run: GraftRun) -> RegressionRun:
+        """The first stage of a run. Batches, steps and optimizer are the graft section's."""
+        regress, train, folder = run.graft.regress, run.train, run.train.output_dir
+        own = {
+            "output_dir": folder / REGRESSION,
+            "steps": regress.steps,
+            "global_batch_tokens": regress.global_batch_tokens,
+            "gradient_clipping": None,  # layers learn apart from each other, and a norm over all would join them
+            "evaluate_every": None,
+        }
+        name = f"{run.log.name or folder.name}-{REGRESSION}"
+        return cls(
+            base=run.base,
+            graft=run.graft,
+            evaluated_length=run.data.sequence_length,
+            data=run.data.model_copy(update={"sequence_length": regress.sequence_length or run.data.sequence_length}),
+            train=train.model_copy(update=own),
+            optimizer=OptimizerOptions.model_validate(regress.optimizer.model_dump()),
+            deepspeed=run.deepspeed,
+            log=run.log.model_copy(update={"name": name}),
+        )
+
+    @property
+    def trainee(self) -> Regression:
+        """The new mixers, for the training loop."""
+        return Regression(Operation(self.base, self.graft), self.train.seed)
+
+
+class RegressionTraining(Training):
+    """Stage one under way."""
+
+    section = "graft.regress"
+    optimizer_section = "graft.regress.optimizer"
+    run: RegressionRun
+
+    def record(
+        self, result: StepResult, lr: float, flops: float, seconds: float, data_seconds: float
+    ) -> dict[str, Any]:
+        """Distances in units of what putting out nothing would have: `layer_NN` of each layer, `loss` their mean."""
+        model = self.engine.model
+        assert isinstance(model, RegressionModel)
+        record = super().record(result, lr, flops, seconds, data_seconds)
+        del record["mfu"]  # the plan's FLOPs are those of training the original
+        distance, of_nothing = self.world.sum(model.take_sums())
+        shares = (distance / of_nothing).tolist()
+        layers = {f"layer_{layer:02d}": share for layer, share in zip(model.layers, shares, strict=True)}
+        return record | {"loss": sum(shares) / len(shares)} | layers
+
+    def evaluate(self) -> dict[str, Any]:
+        """Nothing: the grafted model as a whole is evaluated once, when stage one is done."""
+        return {}
+
+    def finish(self) -> None:
+        """Writes the grafted model, and the held-out losses of the original, an untaught graft and this one."""
+        found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
+        assert found is not None
+        regression, root = self.run.trainee, self.folder.root.parent
+        operation, regress = regression.operation, self.run.graft.regress
+        with self.progress.phase("putting the new mixers into the model"):
+            base_weights = operation.weights()
+            original, untouched = operation.original(base_weights), operation.grafted(base_weights, regression.seed)
+            model = RegressionModel(original, untouched, operation.layers, regress.loss)
+            weights = full_weights(found, model)
+            self.world.on_rank_zero(
+                lambda: regression.save(root / GRAFTED, weights, self.prepared.tokenizer, self.counters)
+            )
+        models = {
+            "original": original,
+            "grafted": untouched,
+            "grafted and regressed": regression.trained(base_weights, weights),
+        }
+        evaluations = {name: self._held_out(name, model) for name, model in models.items()}
+        before = {name: evaluation for name, evaluation in evaluations.items() if evaluation is not None}
+        if self.world.rank == 0:
+            save_report_data(root, before=before)
+            self.folder.complete(self.counters.step)
+
+    def _held_out(self, name: str, model: nn.Module) -> Evaluation | None:
+        options = self.run.data.model_copy(update={"sequence_length": self.run.evaluated_length})
+        validation = prepare(options).validation
+        if validation is None:
+            return None
+        model = ExtendedModel(model).to(self.world.device, DTYPES[self.run.train.precision])
+        with self.progress.phase(f"held-out loss: {name}") as phase:
+            evaluated = evaluate(
+                Scorer(model, self.world), validation, self.counters.step, self.run.train.micro_batch_size
+            )
+            phase.update(note=f"{evaluated.loss:.4f}")
+        return evaluated
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that every rank holds whole, to be evaluated."""
+
+    model: nn.Module
+    world: World
+
+    def eval(self) -> None:
+        self.model.eval()
+
+    def forward(self, batch: MicroBatch) -> CrossEntropy:
+        """The summed loss, and what it was for each target [N]."""
+        device = self.world.device
+        documents = Documents.from_lengths(batch.lengths, device=device)
+        out: CrossEntropy = self.model(batch.tokens.flatten().to(device), documents, batch.targets.flatten().to(device))
+        return out
+
+
+def graft(run: GraftRun, hook: Hook | None = None) -> None:
+    """Both stages, each from where it stands; the hook is stage two's. Works alone, under torchrun and under the deepspeed launcher.
+
+    Raises UserError; on other ranks than 0, which have nothing to add to its message, SystemExit.
+    """
+    first = RegressionRun.of(run)
+    folder = RunFolder(first.train.output_dir)
+    grafted = (run.train.output_dir / GRAFTED / "config.json").is_file()
+    if not grafted:
+        folder.reopen()
+    if not grafted or folder.config.exists():  # a folder that was cleared away behind its result is not missed
+        train(first, RegressionTraining)
+    train(run, hook=hook)
+    if distributed.launched_rank() == 0:
+        _say_what_it_cost(run)
+
+
+def _say_what_it_cost(run: GraftRun) -> None:
+    data = load_report_data(run.train.output_dir)
+    losses = {name: found.loss for name, found in data.before.items()}
+    if data.evaluation is not None:
+        losses["after the run"] = data.evaluation.loss
+    length, progress = run.data.sequence_length, Progress()
+    if losses:
+        figures = "; ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        progress.say(f"held-out loss at {length:,} tokens: {figures}")
