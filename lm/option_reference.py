@@ -13,7 +13,7 @@ _INTRODUCTION = """\
 
 Every key of a run file, written by `braid schema --markdown` from the options themselves. `NAME` stands for a name of
 your choice, `0` for an entry of a list counted from 0. On the command line a key is set as `train.steps=10`.
-A run file has the section `model`, or, to start from a pretrained model, `base` in its place.
+A run file has the section `model`, or, to start from a pretrained model, `base` in its place, with `extend` or `graft`.
 """
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 

@@ -5,30 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
 
 from lm.plan_table import plan_run
 from lm.run_file import load_run_file
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
-
-
-@pytest.fixture
-def smollm2(tmp_path: Path) -> Path:
-    """The published configuration of SmolLM2-135M, without its weights."""
-    LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000},
-        tie_word_embeddings=True,
-    ).save_pretrained(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -58,6 +40,15 @@ def test_smollm2_trains_what_longlora_trains(smollm2: Path) -> None:
     lora, embeddings, norms = 30 * 8 * (4 * 576 + 2 * (576 + 192)), 49_152 * 576, 61 * 576
     assert plan.parameters - plan.frozen_parameters == lora + embeddings + norms
     assert plan.parameters == 134_515_008 + lora
+
+
+def test_half_of_smollm2s_layers_keep_an_eighth_of_the_cache(smollm2: Path) -> None:
+    run = load_run_file(FOLDER / "graft-smollm2.yaml", [f"base.path={smollm2}", "data.tokenizer={kind: bytes}"])
+    plan, _ = plan_run(run, world_size=1)
+    assert [layer.extent for layer in plan.layers] == ["all", "window 256"] * 15
+    per_token = 2 * 3 * 64 * 4  # keys and values of three heads of 64 channels in fp32
+    assert plan.base_cache_bytes == 30 * 2048 * per_token
+    assert plan.cache_bytes == 15 * (2048 + 256) * per_token
 
 
 def test_rat_swa_has_the_published_shape() -> None:

@@ -47,6 +47,13 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert len(lines) == 6
 
 
+def test_layers_that_learn_apart_are_told_by_the_nearest_and_the_farthest() -> None:
+    screen, stream = console(terminal=False, width=80)
+    with Progress(console=screen).training(1) as bar:
+        bar.update({"step": 1, "loss": 0.5, "layer_03": 0.25, "layer_05": 0.75})
+    assert shown(stream).splitlines()[0] == "step 1/1  loss 0.5000  layers 0.250 to 0.750"
+
+
 def test_a_live_bar_on_a_terminal_with_every_figure() -> None:
     screen, stream = console(terminal=True)
     progress = Progress(console=screen)

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -124,6 +125,17 @@ def test_saved_data_comes_back_as_it_was(output: Path) -> None:
     assert data.sample == Sample("def f", "oo(x):\n    return x < 1 & 2\n", SamplingSettings(temperature=0.7, seed=5))
     assert json.loads((output / "evaluation.json").read_text())["perplexity"] == EVALUATION.perplexity
     assert not list(output.glob("*.tmp"))
+
+
+def test_what_a_run_began_with_stands_beside_what_it_came_to(output: Path) -> None:
+    drawn = Page(write_report(output).read_text()).tags.count("svg")
+    began = {"original": replace(EVALUATION, loss=1.75), "grafted": replace(EVALUATION, loss=8.25)}
+    save_report_data(output, before=began, plan=replace(plan(), base_cache_bytes=7 * 1024))
+    assert load_report_data(output).before == began
+    page = Page(write_report(output).read_text())
+    for figure in ("original", "1.75", "grafted", "8.25", "this model", "the same of its base", "7 KiB"):
+        assert figure in page.text, figure
+    assert page.tags.count("svg") == drawn + 1
 
 
 def test_hostile_text_stays_text() -> None:
