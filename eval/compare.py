@@ -60,14 +60,18 @@ def print_scores(results: Results) -> None:
     console = _console()
     if results.cells:
         console.print(_score_table(results))
+    _print_measurements(results, results.name, console)
+
+
+def _print_measurements(results: Results, name: str, console: Console) -> None:
     if results.measured("perplexity"):
-        console.print(_perplexity_table(results))
+        console.print(_perplexity_table(results, name))
     if results.measured("efficiency"):
-        console.print(_efficiency_table(results))
+        console.print(_efficiency_table(results, name))
 
 
 def print_comparison(results: Sequence[Results]) -> None:
-    """Every later result beside the first, to standard output."""
+    """Every later result beside the first, then what was measured of each, to standard output."""
     console, names = _console(), labels(results)
     for name, other in zip(names[1:], results[1:], strict=True):
         table = Table(title=f"{name} against {names[0]}: percent [95 % interval]")
@@ -79,6 +83,8 @@ def print_comparison(results: Sequence[Results]) -> None:
         console.print(table)
         if table.row_count == 0:
             console.print(f"{names[0]} and {name} were asked nothing in common")
+    for name, result in zip(names, results, strict=True):
+        _print_measurements(result, name, console)
 
 
 def _console() -> Console:
@@ -119,8 +125,8 @@ def perplexities(results: Results) -> list[Record]:
     return [found for found in results.measured("perplexity") if "by_position" not in found]
 
 
-def _perplexity_table(results: Results) -> Table:
-    table = Table(title=f"{results.name}: perplexity, ± standard error")
+def _perplexity_table(results: Results, name: str) -> Table:
+    table = Table(title=f"{name}: perplexity, ± standard error")
     for column in PERPLEXITY_COLUMNS:
         table.add_column(column, justify="left" if column in ("text", "protocol") else "right")
     for found in perplexities(results):
@@ -128,8 +134,8 @@ def _perplexity_table(results: Results) -> Table:
     return table
 
 
-def _efficiency_table(results: Results) -> Table:
-    table = Table(title="One row of tokens")
+def _efficiency_table(results: Results, name: str) -> Table:
+    table = Table(title=f"{name}: one row of tokens")
     for column in ("tokens", "read, tokens/s", "written, tokens/s", "cache", "peak memory"):
         table.add_column(column, justify="right")
     for found in results.measured("efficiency"):
