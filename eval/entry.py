@@ -36,7 +36,7 @@ class ModelChoice:
 def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> None:
     """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
     tasks = chosen_tasks(options, "--tasks")
-    require_protocols(options.protocols)
+    require_protocols(options)
     logging.set_verbosity_error()  # what it warns of, lengths beyond the context say, is said here once
     progress = Progress(rank=distributed.launched_rank())
     world = distributed.join()

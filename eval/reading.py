@@ -163,12 +163,16 @@ PROTOCOLS: dict[str, Callable[[Reading], Mapping[str, Any]]] = {
 }
 
 
-def require_protocols(names: Sequence[str]) -> None:
-    """Raises UserError, with the nearest name, for a protocol that does not exist."""
-    for name in names:
+def require_protocols(options: EvaluationOptions) -> None:
+    """Raises UserError for a protocol that does not exist, with the nearest name, and an evaluator for none."""
+    for name in options.protocols:
         if name not in PROTOCOLS:
             known = ", ".join(PROTOCOLS)
             raise UserError(f"--protocols: there is no '{name}'.{did_you_mean(name, PROTOCOLS)} Known: {known}")
+    if options.evaluator is not None and not ("key-tokens" in options.protocols and options.perplexity):
+        raise UserError(
+            "--evaluator finds key tokens: add --perplexity, and key-tokens to --protocols, or leave it out"
+        )
 
 
 def readings(

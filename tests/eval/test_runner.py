@@ -226,6 +226,7 @@ def test_a_task_that_does_not_fit_is_left_out_aloud(folder: Path, tmp_path: Path
         (["--tasks", "paskey"], "--tasks: 'paskey' is no task of the offline suite. Did you mean 'passkey'?"),
         (["--haystack", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--perplexity", "/nowhere/at/all"], "--perplexity"),
+        (["--evaluator", "other"], "--evaluator finds key tokens: add --perplexity"),
         (["--protocols", "stride"], "--protocols: there is no 'stride'. Did you mean 'strided'? Known: strided, "),
     ],
 )
