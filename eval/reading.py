@@ -170,9 +170,7 @@ def require_protocols(options: EvaluationOptions) -> None:
             known = ", ".join(PROTOCOLS)
             raise UserError(f"--protocols: there is no '{name}'.{did_you_mean(name, PROTOCOLS)} Known: {known}")
     if options.evaluator is not None and not ("key-tokens" in options.protocols and options.perplexity):
-        raise UserError(
-            "--evaluator finds key tokens: add --perplexity and --protocols key-tokens, or leave it out"
-        )
+        raise UserError("--evaluator finds key tokens: add --perplexity and --protocols key-tokens, or leave it out")
 
 
 def readings(
