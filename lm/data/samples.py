@@ -36,7 +36,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample(Document):
-    """A conversation with at least one answer, none of them empty, and a prompt before the first.
+    """A conversation that ends with an answer; no answer is empty, and there is a prompt before the first.
 
     text: all turns, one under another, for what asks no more of a document than that. place: where it stands, in words.
     """
@@ -104,7 +104,8 @@ def _messages(record: Record, options: ChatOptions, key: str) -> list[Turn]:
         raise _MalformedError("no message is the assistant's, so there is nothing to learn")
     if turns[0].is_answer:
         raise _MalformedError("the first message is the assistant's, an answer to nothing")
-    return turns
+    last = max(number for number, turn in enumerate(turns) if turn.is_answer)
+    return turns[: last + 1]
 
 
 def _turn(message: object, number: int) -> Turn:

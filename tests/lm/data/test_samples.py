@@ -77,6 +77,13 @@ def test_a_conversation_keeps_its_turns(
     assert item.text.encode() == item.utf8
 
 
+def test_what_follows_the_last_answer_is_left_out(tmp_path: Path) -> None:
+    said = [("user", "x"), ("assistant", "y"), ("user", "thanks"), ("system", "bye")]
+    records = [{"messages": [{"role": role, "content": text} for role, text in said]}]
+    (item,) = chats(write(tmp_path / "a.json", records))
+    assert turns(item) == said[:2]
+
+
 def test_an_input_stands_below_its_instruction(tmp_path: Path) -> None:
     records = [
         {"instruction": "Sum up.", "input": "A text.", "output": "It."},
