@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lm.plan import Memory, Plan, rank_memory
-from lm.run_file import AnyRun
+from lm.run_file import AnyRun, GraftFile
 from lm.train.format import short_number
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -91,6 +91,10 @@ def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
         "  optimizer": byte_size(memory.optimizer),
         "  activations": f"about {byte_size(memory.activations)} for {run.train.micro_batch_size} rows",
     }
+    if isinstance(run, GraftFile):
+        regress, layers = run.graft.regress, len(run.trainee.operation.layers)
+        regressed = short_number(regress.steps * regress.global_batch_tokens)
+        rows["before that, stage one"] = f"{layers} new mixers regressed on {regressed} tokens in {regress.steps} steps"
     table = Table(title="Totals", show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)

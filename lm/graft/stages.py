@@ -9,13 +9,14 @@ from pydantic import Field
 from torch import nn
 
 from kernels.linear_cross_entropy import CrossEntropy
-from lm.data.prepare import prepare
+from lm.data.prepare import Validation, prepare
 from lm.extend.model import ExtendedModel
 from lm.extend.options import BaseOptions
 from lm.graft.operation import Operation
 from lm.graft.options import GraftOptions
 from lm.graft.regression import Regression, RegressionModel
 from lm.graft.trainee import GRAFTED, Grafting
+from lm.hf import BraidForCausalLM
 from lm.model.documents import Documents
 from lm.train import checkpoint, distributed
 from lm.train.distributed import World
@@ -125,24 +126,20 @@ class RegressionTraining(Training):
             "grafted": untouched,
             "grafted and regressed": regression.trained(base_weights, weights),
         }
-        evaluations = {name: self._held_out(name, model) for name, model in models.items()}
-        before = {name: evaluation for name, evaluation in evaluations.items() if evaluation is not None}
+        rows = self.run.data.model_copy(update={"sequence_length": self.run.evaluated_length})
+        validation = prepare(rows).validation
+        before = {} if validation is None else {name: self._held_out(name, models[name], validation) for name in models}
         if self.world.rank == 0:
             save_report_data(root, before=before)
             self.folder.complete(self.counters.step)
 
-    def _held_out(self, name: str, model: nn.Module) -> Evaluation | None:
-        options = self.run.data.model_copy(update={"sequence_length": self.run.evaluated_length})
-        validation = prepare(options).validation
-        if validation is None:
-            return None
-        model = ExtendedModel(model).to(self.world.device, DTYPES[self.run.train.precision])
+    def _held_out(self, name: str, model: BraidForCausalLM, validation: Validation) -> Evaluation:
+        train = self.run.train
+        scorer = Scorer(ExtendedModel(model).to(self.world.device, DTYPES[train.precision]), self.world)
         with self.progress.phase(f"held-out loss: {name}") as phase:
-            evaluated = evaluate(
-                Scorer(model, self.world), validation, self.counters.step, self.run.train.micro_batch_size
-            )
-            phase.update(note=f"{evaluated.loss:.4f}")
-        return evaluated
+            found = evaluate(scorer, validation, self.counters.step, train.micro_batch_size)
+            phase.update(note=f"{found.loss:.4f}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -178,10 +175,10 @@ def graft(run: GraftRun, hook: Hook | None = None) -> None:
         train(first, RegressionTraining)
     train(run, hook=hook)
     if distributed.launched_rank() == 0:
-        _say_what_it_cost(run)
+        _say_losses(run)
 
 
-def _say_what_it_cost(run: GraftRun) -> None:
+def _say_losses(run: GraftRun) -> None:
     data = load_report_data(run.train.output_dir)
     losses = {name: found.loss for name, found in data.before.items()}
     if data.evaluation is not None:

@@ -198,7 +198,9 @@ def test_the_verbs(run_path: Path, out: Path, tmp_path: Path, capsys: pytest.Cap
     assert plan["base_cache_bytes"] == 4 * 64 * per_token
     assert plan["cache_bytes"] == 2 * (64 + 4) * per_token
     assert main(["plan", *run]) == 0
-    assert "the base: 32 KiB, 1.88 times that" in " ".join(capsys.readouterr().out.split())
+    table = " ".join(capsys.readouterr().out.split())
+    assert "the base: 32 KiB, 1.88 times that" in table
+    assert "2 new mixers regressed on 2.05K tokens in 8 steps" in table
     for verb in ("graft", "train"):  # launchers start the second
         assert main([verb, *run]) == 0
         assert "out is complete: 4 of 4 steps" in capsys.readouterr().out
