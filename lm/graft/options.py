@@ -14,7 +14,10 @@ from lm.train.options import CosineSchedule, OptimizerOptions, ScheduleOptions, 
 class RegressionOptimizerOptions(OptimizerOptions):
     """AdamW for the new mixers alone. Nothing is decayed unless asked."""
 
-    lr: float = Field(default=1e-4, gt=0, description="Peak learning rate.")
+    lr: float = Field(default=2e-4, gt=0, description="Peak learning rate.")
+    sink_lr: float = Field(
+        default=0.4, gt=0, description="Peak learning rate of learned sinks, which are logits and have units to go."
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of matrices.")
     schedule: ScheduleOptions = Field(
         default=CosineSchedule(kind="cosine", warmup_steps=0.05, min_lr_ratio=0.0),

@@ -43,6 +43,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Distances of outputs [N, hidden_size] float32, per channel. Huber's bound is the root mean square of a token."""
 
 
+SINK = ".sink.logit"
+"""The end of a learned sink's name."""
+
+
 class Distances(NamedTuple):
     """In the form of `CrossEntropy`, as the engine reads it.
 
@@ -140,8 +144,11 @@ class Regression:
     def build(self) -> Built:
         weights = self.operation.weights()
         original, grafted = self.operation.original(weights), self.operation.grafted(weights, self.seed)
-        model = RegressionModel(original, grafted, self.operation.layers, self.operation.graft.regress.loss)
-        return Built(model, fingerprint=fingerprint(model))
+        regress = self.operation.graft.regress
+        model = RegressionModel(original, grafted, self.operation.layers, regress.loss)
+        faster = regress.optimizer.sink_lr / regress.optimizer.lr
+        factors = {name: faster for name, _ in model.branches.named_parameters("branches") if name.endswith(SINK)}
+        return Built(model, factors, fingerprint(model))
 
     def trained(self, base_weights: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> BraidForCausalLM:
         """The grafted model in float32. weights: the trained ones, by their names in `build`'s model."""

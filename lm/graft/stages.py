@@ -72,7 +72,7 @@ class RegressionRun(Sections):
             evaluated_length=run.data.sequence_length,
             data=run.data.model_copy(update={"sequence_length": regress.sequence_length or run.data.sequence_length}),
             train=train.model_copy(update=own),
-            optimizer=OptimizerOptions.model_validate(regress.optimizer.model_dump()),
+            optimizer=OptimizerOptions.model_validate(regress.optimizer.model_dump(exclude={"sink_lr"})),
             deepspeed=run.deepspeed,
             log=run.log.model_copy(update={"name": name}),
         )

@@ -105,6 +105,15 @@ def test_rat_over_single_tokens_can_be_attention(make_operation, tmp_path) -> No
     assert distance < 1e-6 * of_nothing
 
 
+def test_sinks_are_learned_at_a_rate_of_their_own(make_operation) -> None:
+    local = {"local": {"kind": "attention", "window": 4, "sink": True}}
+    operation = make_operation("global local global local", local, optimizer={"lr": 1e-3, "sink_lr": 0.25})
+    built = Regression(operation, seed=0).build()
+    sinks = {f"branches.{layer}.mixer.sink.logit" for layer in (1, 3)}
+    assert built.lr_factors == dict.fromkeys(sinks, 250)
+    assert sinks < {name for name, _ in built.model.named_parameters()}
+
+
 @pytest.mark.parametrize(
     ("mixer", "share"),
     [
