@@ -40,6 +40,15 @@ class SuiteOptions(Options):
         return self
 
 
+class LongBenchOptions(Options):
+    """LongBench v1 or LongBench-E over a copy of their data."""
+
+    data: str = Field(description="LongBench's data.zip or its folder, a folder of parquet files, or a Hub id.")
+    tasks: tuple[str, ...] = Field(default=(), description="Names of its tasks; all of them where none is named.")
+    extended: bool = Field(default=False, description="LongBench-E, in its three groups of lengths.")
+    apply_chat_template: bool = Field(default=False, description="Prompts in the tokenizer's chat template.")
+
+
 class EvaluationOptions(SuiteOptions):
     """One call of `braid eval`."""
 
@@ -54,6 +63,9 @@ class EvaluationOptions(SuiteOptions):
     )
     evaluator: str | None = Field(
         default=None, description="The model by which key-tokens finds what needs context; null is the evaluated one."
+    )
+    longbench: LongBenchOptions | None = Field(
+        default=None, description="Asked like other tasks; all samples and the model's context where these are not set."
     )
     text_tokens: int = Field(default=32_768, ge=2, description="Tokens of each text that are read, from its beginning.")
     batch_tokens: int = Field(default=16_384, ge=1, description="Padded tokens of one forward; changes no result.")

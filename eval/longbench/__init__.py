@@ -1,0 +1,8 @@
+"""LongBench v1 and LongBench-E over a copy of their data."""
+
+from __future__ import annotations
+
+from eval.longbench.summary import summaries, summary, summary_table
+from eval.longbench.tasks import RULES, LongBenchTask, open_longbench
+
+__all__ = ["RULES", "LongBenchTask", "open_longbench", "summaries", "summary", "summary_table"]
