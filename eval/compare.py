@@ -57,7 +57,7 @@ def labels(results: Sequence[Results]) -> list[str]:
 
 def print_scores(results: Results) -> None:
     """The scores of one evaluation, its perplexities, and what its lengths cost, to standard output."""
-    console = _console()
+    console = open_console()
     if results.cells:
         console.print(_score_table(results))
     _print_measurements(results, results.name, console)
@@ -72,7 +72,7 @@ def _print_measurements(results: Results, name: str, console: Console) -> None:
 
 def print_comparison(results: Sequence[Results]) -> None:
     """Every later result beside the first, then what was measured of each, to standard output."""
-    console, names = _console(), labels(results)
+    console, names = open_console(), labels(results)
     for name, other in zip(names[1:], results[1:], strict=True):
         table = Table(title=f"{name} against {names[0]}: percent [95 % interval]")
         for column in ("task", "tokens", names[0], name, "difference", "95 %", "p", "paired test"):
@@ -87,7 +87,8 @@ def print_comparison(results: Sequence[Results]) -> None:
         _print_measurements(result, name, console)
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Standard output, wide where it is a file."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
@@ -95,7 +96,9 @@ def _console() -> Console:
 
 
 def _score_table(results: Results) -> Table:
-    table = Table(title=f"{results.name}: percent [95 % interval], {results.settings['samples']} samples each")
+    sizes = sorted({len(cell.samples) for cell in results.cells})
+    count = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    table = Table(title=f"{results.name}: percent [95 % interval], {count} samples each")
     table.add_column("task")
     for length in results.lengths:
         table.add_column(f"{length:,}", justify="right")

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.utils import logging
 
-from eval.compare import print_comparison, print_scores
+from eval.compare import open_console, print_comparison, print_scores
+from eval.longbench import open_longbench, summaries, summary_table
+from eval.model import Model
 from eval.opening import open_model
 from eval.options import EvaluationOptions
 from eval.page import write_page
 from eval.reading import require_protocols
-from eval.results import ResultFolder, load_results
+from eval.results import ResultFolder, Results, load_results
 from eval.runner import Evaluation
 from eval.selection import chosen_tasks
 from lm.train import distributed
 from lm.train.progress import Progress
+from lm.train.tensor_file import replace_text
 
+if TYPE_CHECKING:
+    from eval.harness import HarnessOptions
+
+LONGBENCH_FILE = "longbench.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,6 +46,40 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
     """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
     tasks = chosen_tasks(options, "--tasks")
     require_protocols(options)
+    progress, world, model = _open(choice)
+    if options.longbench is not None:
+        asked = open_longbench(model, options.longbench)
+        unsaid = {"lengths": (model.context,), "samples": max(len(task.rows) for task in asked)}
+        tasks = [*tasks, *asked]
+        options = options.model_copy(update={key: unsaid[key] for key in unsaid.keys() - options.model_fields_set})
+    evaluator = None
+    if options.evaluator is not None:
+        with progress.phase(f"opening {options.evaluator}"):
+            evaluator = open_model(options.evaluator)
+    folder = ResultFolder(output)
+    results = Evaluation(model, choice.path, tasks, options, world, progress, evaluator).run(folder)
+    if results is not None:
+        print_scores(results)
+        if options.longbench is not None:
+            _write_longbench(results, output / LONGBENCH_FILE)
+        write_page([results], folder.page)
+        progress.say(f"results: {folder.results}, {folder.page}")
+    distributed.leave_at_exit()
+
+
+def harness(choice: ModelChoice, options: HarnessOptions, output: Path) -> None:
+    """Runs tasks of lm-evaluation-harness, whose own files go to `output`. Works alone and under torchrun."""
+    from eval.harness import run_harness, table
+
+    progress, world, model = _open(choice)
+    results = run_harness(model, options, output, world)
+    if results is not None:
+        print(table(results))
+        progress.say(f"results: {output}")
+    distributed.leave_at_exit()
+
+
+def _open(choice: ModelChoice) -> tuple[Progress, distributed.World, Model]:
     logging.set_verbosity_error()  # what it warns of, lengths beyond the context say, is said here once
     progress = Progress(rank=distributed.launched_rank())
     world = distributed.join()
@@ -47,17 +90,16 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
             revision=choice.revision,
             dtype=None if choice.dtype is None else DTYPES[choice.dtype],
         )
-    evaluator = None
-    if options.evaluator is not None:
-        with progress.phase(f"opening {options.evaluator}"):
-            evaluator = open_model(options.evaluator)
-    folder = ResultFolder(output)
-    results = Evaluation(model, choice.path, tasks, options, world, progress, evaluator).run(folder)
-    if results is not None:
-        print_scores(results)
-        write_page([results], folder.page)
-        progress.say(f"results: {folder.results}, {folder.page}")
-    distributed.leave_at_exit()
+    return progress, world, model
+
+
+def _write_longbench(results: Results, path: Path) -> None:
+    """The benchmark's own means, on the screen and in a file."""
+    found = summaries(results)
+    for length, one in found.items():
+        if one["means"]:
+            open_console().print(summary_table(length, one["means"]))
+    replace_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def compare(folders: Sequence[Path], page: Path) -> None:

@@ -27,8 +27,8 @@ from lm.train.json_lines import JsonLines, plain
 from lm.train.tensor_file import replace_text
 
 FORMAT = 1
-FREE = ("model.name", "model.path")
-"""Settings that may differ when an evaluation goes on: the same weights may have moved."""
+FREE = ("model.name", "model.path", "longbench.data")
+"""Settings that may differ when an evaluation goes on: the same weights may have moved, and so may data."""
 
 Record = Mapping[str, Any]
 

@@ -125,7 +125,7 @@ def settings_of(
     corpora: Sequence[Corpus],
 ) -> dict[str, Any]:
     """All that fixes an evaluation, for settings.json. Files are named by their content."""
-    network = model.model
+    network, longbench = model.model, options.longbench
     return {
         "model": {
             "name": model.name,
@@ -143,6 +143,7 @@ def settings_of(
         "haystack": {"name": haystack.name, "digest": haystack.digest} if tasks else None,
         "squad": file_hash(options.squad),
         "hotpotqa": file_hash(options.hotpotqa),
+        "longbench": longbench and longbench.model_dump(include={"data", "apply_chat_template"}),
         "texts": {corpus.name: corpus.digest for corpus in corpora},
         "protocols": list(options.protocols) if corpora else [],
         "text_tokens": options.text_tokens if corpora else 0,

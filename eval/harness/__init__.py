@@ -10,6 +10,6 @@ except ImportError:
     raise UserError("lm-evaluation-harness is not installed: pip install 'braid-lm[eval]'") from None
 
 from eval.harness.model import BraidLM
-from eval.harness.run import HarnessOptions, run_harness
+from eval.harness.run import HarnessOptions, run_harness, table
 
-__all__ = ["BraidLM", "HarnessOptions", "run_harness"]
+__all__ = ["BraidLM", "HarnessOptions", "run_harness", "table"]

@@ -7,39 +7,27 @@ they differ, a docstring says how.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from eval.harness.generation import wanted
 from eval.model import Model
-from eval.ranks import join
 from eval.truncation import Side, Truncation
 from lm.errors import UserError, did_you_mean
+from lm.train.distributed import World, join, launched_size
 
-DEFAULT_MAX_GEN_TOKS = 256
-"""Tokens to write where a task does not say, as for the harness' `hf` type."""
 ROWS = 64
 """Rows handed to the model at a time, between two movements of the progress bar."""
 _ARGUMENTS = ("pretrained", "adapter", "revision", "dtype", "max_length", "add_bos_token", "truncation", "batch_size")
-_GREEDY_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 
 Window = tuple[list[int], list[int]]
 """Tokens that are read, and those behind them that are scored."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How a text is to be continued, by the likeliest tokens."""
-
-    max_new_tokens: int
-    stop: tuple[str, ...]
 
 
 @register_model("braid")  # type: ignore[untyped-decorator]
@@ -61,6 +49,7 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         truncation: Side = "left",
         batch_size: int | str | None = None,
         device: str | None = None,
+        world: World | None = None,
         **others: Any,
     ) -> None:
         """
@@ -68,6 +57,7 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         add_bos_token: whether contexts begin with a bos token, never with two; left out, as the tokenizer itself does.
         truncation: what a context that does not fit loses, its beginning (`left`) or its `middle`.
         batch_size: at most so many rows of one forward; the model makes its own batches within that.
+        world: the ranks, where the caller has joined them.
 
         Raises UserError for a model that cannot be opened and for arguments that it does not know.
         """
@@ -75,8 +65,9 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         others.pop("max_batch_size", None)
         for name in others:
             raise UserError(f"model_args: there is no '{name}'.{did_you_mean(name, _ARGUMENTS)}")
-        ranks = join()
-        self._ranks, self._rank, self._world_size = ranks, ranks.rank, ranks.size
+        self._world = join() if world is None and launched_size() > 1 else world
+        if self._world is not None:
+            self._rank, self._world_size = self._world.rank, self._world.size
         self.model = _opened(pretrained, adapter, revision, dtype, device)
         self._device = self.model.device
         self.tokenizer = self.model.tokenizer
@@ -162,22 +153,20 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         A context leaves room for `max_gen_toks` within `max_length`. Raises UserError where a task asks for more than
         that, or for anything but the likeliest tokens.
         """
-        wanted = [self._wanted(request.args[1]) for request in requests]
+        asked = [wanted(request.args[1], self.max_length) for request in requests]
         with self.truncation.reporting():
             prompts = [
                 self.truncation.fit(
-                    self.tok_encode(request.args[0]) or [self.prefix_token_id], self.max_length - asked.max_new_tokens
+                    self.tok_encode(request.args[0]) or [self.prefix_token_id], self.max_length - one.max_new_tokens
                 )
-                for request, asked in zip(requests, wanted, strict=True)
+                for request, one in zip(requests, asked, strict=True)
             ]
         texts = [""] * len(requests)
         with self._bar("generate_until", len(requests), disable_tqdm) as bar:
-            for asked in dict.fromkeys(wanted):
-                chosen = [place for place, other in enumerate(wanted) if other == asked]
+            for one in dict.fromkeys(asked):
+                chosen = [place for place, other in enumerate(asked) if other == one]
                 for places in self._longest_first(chosen, prompts):
-                    written = self.model.generate(
-                        [prompts[place] for place in places], asked.max_new_tokens, asked.stop
-                    )
+                    written = self.model.generate([prompts[place] for place in places], one.max_new_tokens, one.stop)
                     for place, ids in zip(places, written, strict=True):
                         texts[place] = self.model.decode(ids)
                         self.cache_hook.add_partial("generate_until", requests[place].args, texts[place])
@@ -214,16 +203,19 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor [...] of each rank as [ranks, ...], on the CPU."""
-        return torch.stack(self._ranks.gather(tensor.cpu()))
+        return torch.stack(self._gather(tensor.cpu()))
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """What each rank gave, on rank `dst`; None on the others."""
-        gathered = self._ranks.gather(obj)
+        gathered = self._gather(obj)
         return gathered if self.rank == dst else None
 
     def barrier(self) -> None:
         """Waits until every rank is here."""
-        self._ranks.gather(None)
+        self._gather(None)
+
+    def _gather(self, value: Any) -> list[Any]:
+        return [value] if self._world is None else self._world.gather(value)
 
     def _windows(self, ids: list[int], prefix: int) -> list[Window]:
         rolling = get_rolling_token_windows(ids, prefix_token=prefix, max_seq_len=self.max_length, context_len=1)
@@ -244,22 +236,6 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
                     greedy[owners[place]] &= bool(row.greedy[first:].all())
                 bar.update(len(places))
         return list(zip(totals, greedy, strict=True))
-
-    def _wanted(self, given: dict[str, Any]) -> Wanted:
-        asked = normalize_gen_kwargs(given, DEFAULT_MAX_GEN_TOKS)
-        if asked["do_sample"]:
-            raise UserError(
-                f"a task asks for drawn tokens ({given}), and here the likeliest ones are written: set do_sample to "
-                "false among the generation arguments"
-            )
-        for name in asked.keys() - _GREEDY_KEYS:
-            raise UserError(f"a task asks for generation with '{name}', which does not exist here: {given}")
-        if asked["max_gen_toks"] >= self.max_length:
-            raise UserError(
-                f"a task asks for {asked['max_gen_toks']} new tokens (max_gen_toks), which leave no room for a prompt "
-                f"in a context of {self.max_length}: set a smaller max_gen_toks among the generation arguments"
-            )
-        return Wanted(asked["max_gen_toks"], tuple(word for word in asked["until"] if word))
 
     def _longest_first(self, places: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         ordered = sorted(places, key=lambda place: -len(rows[place]))

@@ -21,6 +21,7 @@ from eval.model import Model
 from lm.data.fingerprint import digest
 from lm.errors import UserError, did_you_mean
 from lm.options import Options
+from lm.train.distributed import World
 
 Results = dict[str, Any]
 
@@ -38,7 +39,7 @@ class HarnessOptions(Options):
     gen_kwargs: dict[str, Any] = Field(default={}, description="Replace generation arguments of the tasks.")
     apply_chat_template: bool = Field(default=False, description="Write prompts in the tokenizer's chat template.")
     system_instruction: str | None = Field(default=None, description="What the conversation begins with.")
-    max_length: int | None = Field(default=None, ge=2, description="Tokens read at once; null is the model's context.")
+    max_length: int | None = Field(default=None, ge=1, description="Tokens read at once; null is the model's context.")
     add_bos_token: bool | None = Field(default=None, description="Begin contexts with bos; null as the tokenizer does.")
     truncation: Literal["left", "middle"] = Field(default="left", description="What a prompt that is too long loses.")
     bootstrap_iters: int = Field(default=100_000, ge=0, description="Resamplings for standard errors without formula.")
@@ -46,7 +47,9 @@ class HarnessOptions(Options):
     log_samples: bool = Field(default=False, description="Write every prompt and answer beside the results.")
 
 
-def run_harness(model: Model, options: HarnessOptions, output: Path | None = None) -> Results | None:
+def run_harness(
+    model: Model, options: HarnessOptions, output: Path | None = None, world: World | None = None
+) -> Results | None:
     """Runs the tasks and returns the harness' own results on rank 0, None on other ranks.
 
     The results carry `samples` and a key of ours: `shortened_prompts`, how many different ones did not fit.
@@ -57,7 +60,11 @@ def run_harness(model: Model, options: HarnessOptions, output: Path | None = Non
         UserError: an unknown task, one that cannot be built here, or one that asks the model for what it cannot do.
     """
     lm = BraidLM(
-        model, max_length=options.max_length, add_bos_token=options.add_bos_token, truncation=options.truncation
+        model,
+        max_length=options.max_length,
+        add_bos_token=options.add_bos_token,
+        truncation=options.truncation,
+        world=world,
     )
     manager = _manager(model, options)
     tasks = [task for name in options.tasks for task in _tasks(manager, name)]

@@ -117,7 +117,7 @@ def fit_middle(model: Model, text: str, room: int, wrap: Callable[[str], str] = 
         prompt = wrap(model.decode(ids[:half]) + model.decode(ids[-half:]))
         if (tokens := size(prompt)) <= room:
             return prompt, tokens, False
-        keep -= max(tokens - room, 1)
+        keep = max(keep - (tokens - room), 2) if keep > 2 else 0
     return None, tokens, False
 
 

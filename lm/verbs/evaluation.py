@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lm.arguments import positive
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
 COMPARE = "compare"
+_LONGBENCH = ("longbench_tasks", "longbench_e")
+_HARNESS = ("include_path", "num_fewshot", "limit", "metadata", "gen_kwargs", "max_length", "truncation")
+_HARNESS_FLAGS = ("log_samples", "confirm_run_unsafe_code")
+_SUITE = (
+    *("lengths", "samples", "seed", "haystack", "squad", "hotpotqa", "cache_dir"),
+    *("perplexity", "protocols", "evaluator", "text_tokens", "batch_tokens"),
+)
 
 
 def _eval(chosen: argparse.Namespace) -> None:
@@ -21,17 +31,51 @@ def _eval(chosen: argparse.Namespace) -> None:
             f"braid eval MODEL takes one model, not also '{chosen.results[0]}'. "
             "To set results side by side: braid eval compare DIR DIR"
         )
+    output = chosen.output or Path("runs", "evaluations", Path(chosen.model).name)
+    if chosen.harness:
+        _harness(chosen, output)
+        return
+    _refuse(chosen, (*_HARNESS, *_HARNESS_FLAGS), "--harness")
+    if chosen.longbench is None:
+        _refuse(chosen, _LONGBENCH, "--longbench")
+        _refuse(chosen, ["apply_chat_template"], "--longbench and --harness")
+    else:
+        _refuse(chosen, ["seed", "haystack", "squad", "hotpotqa"], "the offline suite")
     from eval.entry import ModelChoice, evaluate
-    from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions
+    from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions, LongBenchOptions
 
     given = {name: getattr(chosen, name) for name in EvaluationOptions.model_fields}
     if given["perplexity"] == []:
         given["perplexity"] = [PYTHON_DOCUMENTATION]
-    if given["tasks"] is None and given["perplexity"] is None:
+    if given["tasks"] is None and given["perplexity"] is None and given["longbench"] is None:
         given["tasks"] = ("all",)
+    if given["longbench"] is not None:
+        given["longbench"] = LongBenchOptions(
+            data=chosen.longbench,
+            tasks=chosen.longbench_tasks or (),
+            extended=chosen.longbench_e,
+            apply_chat_template=chosen.apply_chat_template,
+        )
     options = EvaluationOptions(**{name: value for name, value in given.items() if value is not None})
-    output = chosen.output or Path("runs", "evaluations", Path(chosen.model).name)
     evaluate(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, output)
+
+
+def _harness(chosen: argparse.Namespace, output: Path) -> None:
+    _refuse(chosen, (*_SUITE, *_LONGBENCH), "the offline suite or LongBench, not for --harness")
+    from eval.entry import ModelChoice, harness
+    from eval.harness import HarnessOptions
+
+    given = {name: getattr(chosen, name) for name in _HARNESS if getattr(chosen, name) is not None}
+    flags = {name: getattr(chosen, name) for name in (*_HARNESS_FLAGS, "apply_chat_template")}
+    options = HarnessOptions(tasks=chosen.harness, **given, **flags)
+    harness(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, output)
+
+
+def _refuse(chosen: argparse.Namespace, names: Sequence[str], owner: str) -> None:
+    """Raises UserError for options that would change nothing."""
+    values = {f"--{name.replace('_', '-')}": getattr(chosen, name) for name in names}
+    if given := [name for name, value in values.items() if value is not None and value is not False]:
+        raise UserError(f"braid eval: {', '.join(given)} is for {owner}")
 
 
 def _compare(chosen: argparse.Namespace) -> None:
@@ -49,22 +93,42 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--tasks", type=_words, metavar="A,B", help="tasks and suites by name; all, if none and no text")
     which.add_argument("--suite", type=_words, dest="tasks", metavar="NAME", help="the same")
-    parser.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a sample, 512,1024,2048,4096")
-    parser.add_argument("--samples", type=positive, metavar="N", help="of each task and length; 50")
-    parser.add_argument("--seed", type=_seed, metavar="N", help="decides the samples; 42")
-    parser.add_argument("--haystack", type=Path, metavar="PATH", help="text to hide things in; Python's documentation")
-    parser.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD v2.0's dev file, for qa_1")
-    parser.add_argument("--hotpotqa", type=Path, metavar="FILE", help="HotpotQA's distractor dev file, for qa_2")
-    parser.add_argument("--perplexity", type=Path, nargs="*", metavar="TEXT", help="of these; Python's documentation")
-    parser.add_argument("--protocols", type=_words, metavar="A,B", help="ways to measure it")
-    parser.add_argument("--evaluator", metavar="MODEL", help="finds key tokens; the evaluated model itself")
-    parser.add_argument("--text-tokens", type=positive, metavar="N", help="of each text; 32768")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keeps written samples; .cache/braid/questions")
+    which.add_argument("--longbench", metavar="DATA", help="LongBench: its data.zip or data folder, or a Hub id")
+    which.add_argument("--harness", type=_words, metavar="A,B", help="tasks of lm-evaluation-harness, or task files")
     parser.add_argument("--output", type=Path, metavar="DIR", help="runs/evaluations/MODEL; for compare, a .html file")
-    parser.add_argument("--batch-tokens", type=positive, metavar="N", help="of one forward; 16384")
     parser.add_argument("--adapter", metavar="DIR", help="an adapter over MODEL")
     parser.add_argument("--revision", metavar="NAME", help="of a model on the Hub")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="fp32 on a CPU, as saved on a GPU")
+    parser.add_argument("--apply-chat-template", action="store_true", help="for --longbench and --harness")
+    _suite_arguments(parser.add_argument_group("the offline suite"))
+    longbench = parser.add_argument_group("LongBench")
+    longbench.add_argument("--longbench-tasks", type=_words, metavar="A,B", help="by name; all of them if left out")
+    longbench.add_argument("--longbench-e", action="store_true", help="LongBench-E")
+    harness = parser.add_argument_group("lm-evaluation-harness")
+    harness.add_argument("--include-path", type=Path, metavar="DIR", help="a folder of task files")
+    harness.add_argument("--num-fewshot", type=_not_negative, metavar="N", help="examples in prompts; as a task says")
+    harness.add_argument("--limit", type=_limit, metavar="X", help="documents of a task, or a share below 1")
+    harness.add_argument("--metadata", type=_object, metavar="JSON", help="such as '{\"max_seq_lengths\": [4096]}'")
+    harness.add_argument("--gen-kwargs", type=_object, metavar="JSON", help="replace generation arguments")
+    harness.add_argument("--max-length", type=positive, metavar="N", help="tokens read at once; the model's context")
+    harness.add_argument("--truncation", choices=("left", "middle"), help="what a longer prompt loses; left")
+    harness.add_argument("--log-samples", action="store_true", help="write every prompt and answer, too")
+    harness.add_argument("--confirm-run-unsafe-code", action="store_true", help="of tasks that run written code")
+
+
+def _suite_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a sample, 512,1024,2048,4096")
+    group.add_argument("--samples", type=positive, metavar="N", help="of each task and length; 50")
+    group.add_argument("--seed", type=_not_negative, metavar="N", help="decides the samples; 42")
+    group.add_argument("--haystack", type=Path, metavar="PATH", help="text to hide things in; Python's documentation")
+    group.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD v2.0's dev file, for qa_1")
+    group.add_argument("--hotpotqa", type=Path, metavar="FILE", help="HotpotQA's distractor dev file, for qa_2")
+    group.add_argument("--perplexity", type=Path, nargs="*", metavar="TEXT", help="of these; Python's documentation")
+    group.add_argument("--protocols", type=_words, metavar="A,B", help="ways to measure it")
+    group.add_argument("--evaluator", metavar="MODEL", help="finds key tokens; the evaluated model itself")
+    group.add_argument("--text-tokens", type=positive, metavar="N", help="of each text; 32768")
+    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="keeps written samples; .cache/braid/questions")
+    group.add_argument("--batch-tokens", type=positive, metavar="N", help="of one forward; 16384")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -77,7 +141,26 @@ def _lengths(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(positive, _words(text))))
 
 
-def _seed(text: str) -> int:
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is no object of names and values")
+    return value
+
+
+def _limit(text: str) -> float:
+    """A share below 1, or a whole number."""
+    value = float(text)
+    if not (0 < value < 1 or (value >= 1 and value.is_integer())):
+        raise argparse.ArgumentTypeError(f"{text} is neither a share below 1 nor a whole number")
+    return value
+
+
+def _not_negative(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")

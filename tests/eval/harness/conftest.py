@@ -72,9 +72,11 @@ def _data(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch, task_folder: Path) -> None:
+def _no_network_and_quick(monkeypatch: pytest.MonkeyPatch, task_folder: Path) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE"):
         monkeypatch.setenv(name, "1")
+    # It asks pip and the compiler for their versions, which takes longer than all the rest.
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", task_folder / "cache")
 
 
