@@ -7,19 +7,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.backends import Backend, Backends, in_module
 from kernels.gated_scan.chunks import Chunks
-from kernels.gated_scan.scan import GatedScan
+from kernels.gated_scan.reference import reference_scan
+from kernels.gated_scan.scan import loop_scan
 
-__all__ = ["Chunks", "gated_scan"]
+__all__ = ["Chunks", "backends", "gated_scan", "prefer"]
+
+_SCAN = Backends(
+    "gated scan",
+    "BRAID_SCAN_BACKEND",
+    {
+        "reference": Backend(reference_scan),
+        "loop": Backend(loop_scan),
+        "triton": in_module("kernels.gated_scan.triton_scan"),
+    },
+    {"cpu": ("loop",), "gpu": ("triton", "loop")},
+)
+backends, prefer = _SCAN.reasons, _SCAN.prefer
 
 
-def gated_scan(gate: Tensor, inputs: Sequence[Tensor], chunks: Chunks) -> tuple[Tensor, ...]:
+def gated_scan(
+    gate: Tensor, inputs: Sequence[Tensor], chunks: Chunks, *, backend: str | None = None
+) -> tuple[Tensor, ...]:
     """Scans every input with the same gate, from a zero state before each chunk.
 
     gate and each input: [N, *C] floating point, any strides (expanded views too). a[t] is g[t], and 0 at a chunk's
     first token, where the factor (1 - g[t]) stays.
+    backend: a name from `backends()`; None obeys the environment variable BRAID_SCAN_BACKEND, then `prefer`,
+    and else takes the fastest.
     Returns one [N, *C] state per input, float32 (float64 for float64); gradients for gate and inputs.
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not fit, and for a backend asked for that is unknown or cannot serve the call.
     """
     for x in inputs:
         if x.shape != gate.shape or (x.dtype == torch.float64) != (gate.dtype == torch.float64):
@@ -31,5 +49,5 @@ def gated_scan(gate: Tensor, inputs: Sequence[Tensor], chunks: Chunks) -> tuple[
             f"need at least one input and a floating-point gate of {chunks.num_tokens} tokens, as the chunks have; "
             f"got {len(inputs)} inputs and a gate {tuple(gate.shape)} {gate.dtype}"
         )
-    states: tuple[Tensor, ...] = GatedScan.apply(chunks, gate, *inputs)  # type: ignore[no-untyped-call]
+    states: tuple[Tensor, ...] = _SCAN.choose(backend, gate.device.type, gate, inputs, chunks)(gate, inputs, chunks)
     return states

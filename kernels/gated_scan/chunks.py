@@ -99,15 +99,34 @@ class Chunks:
         return (self._lengths + self._block_size - 1) // self._block_size
 
     @cached_property
-    def layout(self) -> Layout:
-        """The tokens of each block; a block is a whole chunk unless chunks are long."""
+    def _block_lengths(self) -> Tensor:
         lengths = torch.full((int(self._blocks_per_chunk.sum()),), self._block_size)
         lengths[self._blocks_per_chunk.cumsum(0) - 1] = self._lengths - (self._blocks_per_chunk - 1) * self._block_size
-        return Layout(lengths, self.offsets.device)
+        return lengths
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The tokens of each block; a block is a whole chunk unless chunks are long."""
+        return Layout(self._block_lengths, self.offsets.device)
 
     @cached_property
     def block_layout(self) -> Layout | None:
         """The blocks of each chunk; None when every chunk is one block."""
-        if int(self._blocks_per_chunk.max()) == 1:
-            return None
-        return Layout(self._blocks_per_chunk, self.offsets.device)
+        return None if self.whole else Layout(self._blocks_per_chunk, self.offsets.device)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether every chunk is one block."""
+        return int(self._blocks_per_chunk.max()) == 1
+
+    @cached_property
+    def blocks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Block b is tokens offsets[b] : offsets[b+1] of a chunk that begins at token begins[b], and chunk k is blocks
+        members[k] : members[k+1]. offsets [B+1], begins [B], members [K+1], all int64.
+        """
+        device = self.offsets.device
+        offsets, members = (
+            torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device)
+            for lengths in (self._block_lengths, self._blocks_per_chunk)
+        )
+        return offsets, self.offsets[:-1].repeat_interleave(members.diff()), members

@@ -19,7 +19,13 @@ from kernels.gated_scan.chunks import Chunks, Layout
 Carries = list[Tensor]  # per input [blocks, ...], in the order of the layout's steps
 
 
-class GatedScan(torch.autograd.Function):
+def loop_scan(gate: Tensor, inputs: Sequence[Tensor], chunks: Chunks) -> tuple[Tensor, ...]:
+    """Same shapes and result as `gated_scan`."""
+    states: tuple[Tensor, ...] = _GatedScan.apply(chunks, gate, *inputs)  # type: ignore[no-untyped-call]
+    return states
+
+
+class _GatedScan(torch.autograd.Function):
     """apply(chunks, gate, *inputs) -> states, all [N, ...]."""
 
     @staticmethod

@@ -1,37 +1,37 @@
 """Interval attention: every query attends to one contiguous interval of keys.
 
 Global, sliding-window, shifted-short, long-short and chunk-final attention are all this one operation.
-`reference` is the definition, `blocked` the fast path; further backends join the table below.
+`reference` is the definition and `blocked` plain PyTorch on any device; `triton`, `flash` and `flex` are for GPUs.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
-from collections.abc import Callable
-from functools import cache
-
 import torch
 from torch import Tensor
 
+from kernels.backends import Backend, Backends, in_module
 from kernels.interval_attention.blocked import blocked_attention
+from kernels.interval_attention.flash import FLASH
+from kernels.interval_attention.flex import FLEX
 from kernels.interval_attention.intervals import Intervals
 from kernels.interval_attention.reference import reference_attention
 
-__all__ = ["Intervals", "backends", "interval_attention"]
+__all__ = ["Intervals", "backends", "interval_attention", "prefer"]
 
-_ENVIRONMENT = "BRAID_ATTENTION_BACKEND"
-_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "reference": reference_attention,
-    "blocked": blocked_attention,
-}
-_log = logging.getLogger(__name__)
-
-
-def backends() -> dict[str, str]:
-    """Every backend by name, with "available" or the reason why it cannot run here."""
-    return dict.fromkeys(_BACKENDS, "available")
+# On a GPU `triton` comes before `flash`: it serves every call, and gives the same bits each time.
+_ATTENTION = Backends(
+    "interval attention",
+    "BRAID_ATTENTION_BACKEND",
+    {
+        "reference": Backend(reference_attention),
+        "blocked": Backend(blocked_attention),
+        "triton": in_module("kernels.interval_attention.triton_attention"),
+        "flash": FLASH,
+        "flex": FLEX,
+    },
+    {"cpu": ("blocked",), "gpu": ("triton", "flash", "blocked")},
+)
+backends, prefer = _ATTENTION.reasons, _ATTENTION.prefer
 
 
 def interval_attention(
@@ -50,32 +50,16 @@ def interval_attention(
     q: [N, H, D]; k, v: [M, G, D], H a multiple of G; query head h uses key/value head h // (H // G).
     scale: multiplies the scores, default D**-0.5. extra_score [N, H], already scaled, and extra_value [N, H, D] are one
     more entry of each row's softmax; a score without a value stands for the value 0.
-    backend: a name from `backends()`; None obeys the environment variable BRAID_ATTENTION_BACKEND, else chooses.
+    backend: a name from `backends()`; None obeys the environment variable BRAID_ATTENTION_BACKEND, then
+    `prefer`, and else takes the fastest that can serve the call.
     Returns (out [N, H, D] like q, lse [N, H] float32, float64 for float64): lse is the logsumexp of all the row's
     scores, the extra one included, and carries no gradient. A row that sees nothing has out 0, lse -inf, gradients 0.
-    Raises ValueError for shapes that do not fit and for unknown backends.
+    Raises ValueError for shapes that do not fit, and for a backend asked for that is unknown or cannot serve the call.
     """
     _check(q, k, v, intervals, extra_score, extra_value)
-    run = _BACKENDS[_resolve(backend, q.device.type)]
-    return run(q, k, v, intervals, q.shape[-1] ** -0.5 if scale is None else scale, extra_score, extra_value)
-
-
-def _resolve(backend: str | None, device: str) -> str:
-    name = backend or os.environ.get(_ENVIRONMENT)
-    if name is None:
-        if device != "cpu":
-            _warn_slow(device)
-        return "blocked"
-    if name not in _BACKENDS:
-        near = difflib.get_close_matches(name, _BACKENDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown attention backend {name!r}, there are {', '.join(_BACKENDS)}{hint}")
-    return name
-
-
-@cache
-def _warn_slow(device: str) -> None:
-    _log.warning("interval attention has no fused kernel for %s: 'blocked' runs as matrix products there", device)
+    call = (q, k, v, intervals, q.shape[-1] ** -0.5 if scale is None else scale, extra_score, extra_value)
+    out, lse = _ATTENTION.choose(backend, q.device.type, *call)(*call)
+    return out, lse
 
 
 def _check(

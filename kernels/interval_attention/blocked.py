@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kernels.interval_attention.dense import Dense, FlashCPU, Matmul
+from kernels.interval_attention.dense import Dense, FlashCPU, Gradients, Matmul
 from kernels.interval_attention.intervals import Intervals
+from kernels.interval_attention.joint import joint_attention, merge
 from kernels.interval_attention.plan import Piece
 
 
@@ -27,9 +28,30 @@ def blocked_attention(
     """Same shapes and result as `interval_attention`. dense: the tile kernel; None takes the best of the device."""
     if dense is None:
         dense = FlashCPU if q.device.type == "cpu" else Matmul
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    out, lse = _Blocked.apply(q, k, v, extra_score, extra_value, intervals, scale, dense)  # type: ignore[no-untyped-call]
-    return out, lse
+    return joint_attention(q, k, v, intervals, scale, extra_score, extra_value, _Blocked(dense))
+
+
+@dataclass(frozen=True)
+class _Blocked:
+    """Attention over the listed keys by blocks, each with the tile kernel."""
+
+    dense: type[Dense]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float) -> tuple[Tensor, Tensor]:
+        return _forward(q, k, v, intervals, scale, self.dense)
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        intervals: Intervals,
+        scale: float,
+    ) -> Gradients:
+        return _backward(grad_out, q, k, v, out, lse, intervals, scale, self.dense)
 
 
 class _Job(NamedTuple):
@@ -119,18 +141,8 @@ def _forward(
                 outs[:, share].copy_(part)
                 lses[:, share].copy_(part_lse)
             else:
-                _merge(outs[:, share], lses[:, share], part, part_lse)
+                merge(outs[:, share], lses[:, share], part, part_lse)
     return out.flatten(1, 2), lse.flatten(1, 2)
-
-
-def _merge(out: Tensor, lse: Tensor, part: Tensor | None, part_lse: Tensor) -> None:
-    """Joins attention over further keys into (out, lse) in place; part None stands for the value 0."""
-    share = torch.sigmoid(part_lse - lse).nan_to_num_(0.0)[..., None]  # nan: neither side sees a key
-    if part is None:
-        out.mul_(1 - share)
-    else:
-        out.lerp_(part.to(out.dtype), share)
-    lse.copy_(torch.logaddexp(lse, part_lse))
 
 
 def _backward(
@@ -143,7 +155,7 @@ def _backward(
     intervals: Intervals,
     scale: float,
     dense: type[Dense],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     h, g = q.shape[1], k.shape[1]
     grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v))
     per_head = [torch.unflatten(x, 1, (g, h // g)) for x in (grad_out, q, out, lse, grad_q)]
@@ -177,45 +189,3 @@ def _add_windows(total: Tensor, parts: Tensor, piece: Piece) -> None:
         part = parts[:, :, offset : offset + step]
         windows = _windows(total, piece.first_key + offset, part.shape[2], step, piece.count)
         windows.permute(0, 1, 3, 2).add_(part)
-
-
-class _Blocked(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extra_score: Tensor | None,
-        extra_value: Tensor | None,
-        intervals: Intervals,
-        scale: float,
-        dense: type[Dense],
-    ) -> tuple[Tensor, Tensor]:
-        out, lse = _forward(q, k, v, intervals, scale, dense)
-        if extra_score is not None:
-            _merge(out, lse, extra_value, extra_score.to(lse.dtype))
-        out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, extra_score, extra_value, out, lse)
-        ctx.call = (intervals, scale, dense)
-        ctx.mark_non_differentiable(lse)
-        return out, lse
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, extra_score, extra_value, out, lse = ctx.saved_tensors
-        if grad_out.stride(-1) != 1:
-            grad_out = grad_out.contiguous()
-        # Rows that see nothing: exp(score - inf) is 0, exp(-inf + inf) would be nan.
-        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
-        grads = _backward(grad_out, q, k, v, out, lse, *ctx.call)
-        grad_q, grad_k, grad_v = (grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
-        grad_score = grad_value = None
-        if extra_score is not None:
-            weight = torch.exp(extra_score.to(lse.dtype) - lse)
-            buffer = -out if extra_value is None else extra_value - out
-            grad_score = (weight * buffer.mul_(grad_out).sum(dim=-1, dtype=lse.dtype)).to(extra_score.dtype)
-            if extra_value is not None:
-                grad_value = torch.mul(grad_out, weight[..., None], out=buffer).to(extra_value.dtype)
-        return grad_q, grad_k, grad_v, grad_score, grad_value, None, None, None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from kernels.interval_attention.plan import Piece, plan_pieces
+
+BuiltT = TypeVar("BuiltT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +28,7 @@ class Intervals:
     start: Tensor
     end: Tensor
     kv_heads: tuple[int, ...]
+    _memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         start, end = self.start, self.end
@@ -50,6 +55,31 @@ class Intervals:
     def last_key(self) -> int:
         """The largest end: attention needs at least this many keys."""
         return int(self.end[-1]) if self.num_queries else 0
+
+    @cached_property
+    def group_of_head(self) -> Tensor:
+        """[G] int64: the group of each key/value head."""
+        groups = torch.arange(len(self.kv_heads)).repeat_interleave(torch.tensor(self.kv_heads))
+        return groups.to(self.end.device)
+
+    @cached_property
+    def seen_by(self) -> tuple[Tensor, Tensor]:
+        """([K], [S, K]) int64, K = last_key: key m is seen by queries [first[m], last[s, m]) of group s, if any.
+
+        Neither bound of a query decreases, so the queries that see a key are an interval too, and neither bound of
+        that one decreases.
+        """
+        keys = torch.arange(self.last_key, device=self.end.device)
+        first = torch.searchsorted(self.end, keys, right=True)
+        last = torch.searchsorted(self.start.contiguous(), keys.repeat(len(self.kv_heads), 1), right=True)
+        return first, last
+
+    def memo(self, key: str, build: Callable[[], BuiltT]) -> BuiltT:
+        """What `build` gave the first time for this key: a backend's own view of the intervals."""
+        if key not in self._memo:
+            self._memo[key] = build()
+        value: BuiltT = self._memo[key]
+        return value
 
     def pairs(self) -> Tensor:
         """[S] int64: how many (query, key) pairs one head of each group computes."""

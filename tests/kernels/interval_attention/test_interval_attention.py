@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import Tensor
 
-import kernels.interval_attention as package
-from kernels.interval_attention import Intervals, backends, interval_attention
+from kernels.interval_attention import Intervals, backends, interval_attention, prefer
+
+TRAINED_HERE = [name for name, reason in backends().items() if reason == "available" and name not in ("flash", "flex")]
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Intervals]:
@@ -22,7 +21,7 @@ def test_default_scale_and_head_order_are_those_of_pytorch() -> None:
     truth = torch.nn.functional.scaled_dot_product_attention(
         *(x.transpose(0, 1)[None] for x in (q, k, v)), is_causal=True, enable_gqa=True
     )
-    for name in backends():
+    for name in TRAINED_HERE:
         torch.testing.assert_close(interval_attention(q, k, v, intervals, backend=name)[0], truth[0].transpose(0, 1))
 
 
@@ -35,7 +34,7 @@ def test_a_sink_takes_its_share() -> None:
     torch.testing.assert_close(joint, torch.logaddexp(lse, sink))
 
 
-@pytest.mark.parametrize("name", list(backends()))
+@pytest.mark.parametrize("name", TRAINED_HERE)
 def test_lse_carries_no_gradient(name: str) -> None:
     q, k, v, intervals = inputs()
     out, lse = interval_attention(q.requires_grad_(), k, v, intervals, backend=name)
@@ -43,33 +42,21 @@ def test_lse_carries_no_gradient(name: str) -> None:
     assert not lse.requires_grad
 
 
-def test_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    for name, run in package._BACKENDS.items():
-        monkeypatch.setitem(package._BACKENDS, name, lambda *a, n=name, r=run: calls.append(n) or r(*a))
-    interval_attention(*inputs())
-    monkeypatch.setenv("BRAID_ATTENTION_BACKEND", "reference")
-    interval_attention(*inputs())
-    interval_attention(*inputs(), backend="blocked")
-    assert calls == ["blocked", "reference", "blocked"]
+def test_every_backend_is_named_with_a_reason() -> None:
+    assert list(backends()) == ["reference", "blocked", "triton", "flash", "flex"]
+    assert backends()["reference"] == backends()["blocked"] == "available"
+    assert all(backends().values())
 
 
-def test_unknown_backends_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"'blokced'.*reference, blocked.*did you mean 'blocked'"):
-        interval_attention(*inputs(), backend="blokced")
-    monkeypatch.setenv("BRAID_ATTENTION_BACKEND", "nothing")
-    with pytest.raises(ValueError, match="'nothing'"):
-        interval_attention(*inputs())
-
-
-def test_a_slower_automatic_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    package._warn_slow.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        assert [package._resolve(None, device) for device in ("cpu", "mps", "mps")] == ["blocked"] * 3
-    assert [record.getMessage() for record in caplog.records if "mps" in record.getMessage()] == [
-        "interval attention has no fused kernel for mps: 'blocked' runs as matrix products there"
-    ]
-    assert len(caplog.records) == 1
+def test_a_backend_is_forced_by_the_call_the_environment_and_the_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order; none of these exists, so that whoever was obeyed is in the message."""
+    for name in ("by_call", "by_environment"):
+        with pytest.raises(ValueError, match=f"no backend '{name}'"):
+            interval_attention(*inputs(), backend="by_call" if name == "by_call" else None)
+        monkeypatch.setenv("BRAID_ATTENTION_BACKEND", "by_environment")
+    monkeypatch.delenv("BRAID_ATTENTION_BACKEND")
+    with pytest.raises(ValueError, match="did you mean 'blocked'"):
+        prefer("blokced")
 
 
 def test_refuses_what_does_not_fit() -> None:
