@@ -15,6 +15,7 @@ from lm.data.prepare import Prepared
 from lm.errors import UserError
 from lm.plan import Plan
 from lm.train import checkpoint, distributed, random_state
+from lm.train.backends import prefer_backends
 from lm.train.checkpoint import Counters, SaveError
 from lm.train.data_phase import prepare_on_all_ranks, rows_per_rank
 from lm.train.distributed import World
@@ -62,6 +63,7 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
         progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
         return
     rows = rows_per_rank(run, distributed.launched_size(), kind.section)
+    prefer_backends(run.train)
     world = distributed.start()
     if run.log.wandb == "online":
         world.on_rank_zero(require_wandb_login)

@@ -25,6 +25,16 @@ class TrainOptions(Options):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Precision of forward and backward; master weights are fp32 either way."
     )
+    attention_backend: Literal["reference", "blocked", "triton", "flash", "flex"] | None = Field(
+        default=None,
+        description="Kernel of every attention; null takes the fastest that can run, and the environment variable "
+        "BRAID_ATTENTION_BACKEND comes before either.",
+    )
+    scan_backend: Literal["reference", "loop", "triton"] | None = Field(
+        default=None,
+        description="Kernel of the recurrence in RAT's chunks; null takes the fastest that can run, and the "
+        "environment variable BRAID_SCAN_BACKEND comes before either.",
+    )
     gradient_clipping: float | None = Field(
         default=1.0, gt=0, description="Largest global gradient norm; null leaves gradients as they are."
     )
@@ -43,6 +53,12 @@ class TrainOptions(Options):
         default=200, ge=0, description="Tokens that the trained model writes for the report; 0 leaves the sample out."
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
+
+    @model_validator(mode="after")
+    def _kernels_have_the_precision(self) -> TrainOptions:
+        if self.attention_backend == "flash" and self.precision == "fp32":
+            raise ValueError("attention_backend flash has no fp32: set precision to bf16, or take triton")
+        return self
 
 
 class _Warmup(Options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm.verbs import evaluation, grafting, measure, models, runs
+from lm.verbs import backends, evaluation, grafting, measure, models, runs
 from lm.verbs.verb import Verb
 
 __all__ = ["VERBS", "Verb"]
@@ -13,5 +13,6 @@ VERBS: dict[str, Verb] = {
     **models.VERBS,
     **measure.VERBS,
     **evaluation.VERBS,
+    **backends.VERBS,
     "schema": runs.VERBS["schema"],
 }

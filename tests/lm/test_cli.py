@@ -140,6 +140,14 @@ def test_a_run_can_be_planned_where_its_text_is_not(capsys: pytest.CaptureFixtur
     assert shown.err.startswith("to mend before training: command line, data.sources.0.path=nowhere: ")
 
 
+def test_every_kernel_is_listed_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backends"]) == 0
+    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert ["attention", "blocked", "available"] in rows
+    assert ["scan", "loop", "available"] in rows
+    assert {name for _, name, _ in rows} == {"reference", "blocked", "triton", "flash", "flex", "loop"}
+
+
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert set(json.loads(capsys.readouterr().out)["$defs"]["RunFile"]["properties"]) == {

@@ -117,3 +117,9 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
 def test_a_batch_that_rows_do_not_fill_is_refused_with_one_that_they_do() -> None:
     with pytest.raises(ValueError, match="use 500"):
         check_run(train_options(), OptimizerOptions(lr=1e-3), 100)
+
+
+def test_flash_attention_needs_bf16() -> None:
+    assert train_options(attention_backend="flash", precision="bf16").attention_backend == "flash"
+    with pytest.raises(ValidationError, match="flash has no fp32: set precision to bf16, or take triton"):
+        train_options(attention_backend="flash")
