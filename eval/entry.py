@@ -74,7 +74,7 @@ def harness(choice: ModelChoice, options: HarnessOptions, output: Path) -> None:
     progress, world, model = _open(choice)
     results = run_harness(model, options, output, world)
     if results is not None:
-        print(table(results))
+        open_console().print(table(results))
         progress.say(f"results: {output}")
     distributed.leave_at_exit()
 

@@ -13,8 +13,8 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import make_table
 from pydantic import Field
+from rich.table import Table
 
 from eval.harness.model import BraidLM
 from eval.model import Model
@@ -95,10 +95,23 @@ def run_harness(
     return results
 
 
-def table(results: Results) -> str:
-    """The results as the harness prints them."""
-    text: str = make_table(results)
-    return text + (make_table(results, "groups") if results.get("groups") else "")
+def table(results: Results) -> Table:
+    """Every figure of tasks and groups with its standard error, for a terminal."""
+    shown = Table(title=f"lm-evaluation-harness: {results['config']['model_args']['pretrained']}")
+    for column in ("task", "version", "shots", "metric", "filter"):
+        shown.add_column(column)
+    for column in ("value", "standard error"):
+        shown.add_column(column, justify="right")
+    for name, figures in {**results["results"], **results.get("groups", {})}.items():
+        place = [name, str(results["versions"].get(name, "")), str(results["n-shot"].get(name, ""))]
+        for key, value in figures.items():
+            metric, _, filtered = key.partition(",")
+            if isinstance(value, int | float) and filtered and not metric.endswith("_stderr"):
+                error = figures.get(f"{metric}_stderr,{filtered}")
+                known = f"{error:.4f}" if isinstance(error, float) else ""
+                shown.add_row(*place, metric, filtered, f"{value:.4f}", known)
+                place = ["", "", ""]
+    return shown
 
 
 def _manager(model: Model, options: HarnessOptions) -> TaskManager:

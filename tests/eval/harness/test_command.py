@@ -24,7 +24,9 @@ def test_the_harness_own_files_are_written(
     assert results["configs"]["write"]["generation_kwargs"]["max_gen_toks"] == 4
     assert results["config"]["truncation"] == "middle"
     assert len(list((tmp_path / "out" / "tiny").glob("samples_*.jsonl"))) == 2
-    assert "|choose|" in capsys.readouterr().out.replace(" ", "")
+    figure = results["results"]["choose"]["acc,none"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "acc" in line.split()]
+    assert {"choose", f"{figure:.4f}"} <= set(line.split())
 
 
 def test_mistakes_end_without_a_traceback(
