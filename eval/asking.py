@@ -81,7 +81,7 @@ def ask(
 
 
 def _answer(model: Model, batch: Sequence[Item]) -> list[dict[str, Any]]:
-    prompts = [model.encode(item.sample.prompt, bos=True) for item in batch]
+    prompts = [model.encode_prompt(item.sample.prompt) for item in batch]
     written = model.generate(prompts, batch[0].sample.max_new_tokens)
     return [item.record(model.decode(ids)) for item, ids in zip(batch, written, strict=True)]
 

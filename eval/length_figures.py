@@ -106,7 +106,7 @@ class Bench:
         task = Passkey(depth=depth)
         # One token less, since a model may have a bos before the prompt.
         samples = task.samples(model, length - 1, self.options.passkey.trials, SEED, UNUSED)
-        prompts = [model.encode(sample.prompt, bos=True) for sample in samples]
+        prompts = [model.encode_prompt(sample.prompt) for sample in samples]
         written = model.generate(prompts, samples[0].max_new_tokens)
         scores = [task.score(model.decode(ids), sample) for ids, sample in zip(written, samples, strict=True)]
         share = sum(scores) / len(scores)

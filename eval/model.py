@@ -99,6 +99,16 @@ class Model:
         first = self.tokenizer.bos_token_id
         return [first, *ids] if bos and first is not None and ids[:1] != [first] else ids
 
+    @cached_property
+    def begins_with_bos(self) -> bool:
+        """Whether the tokenizer by itself puts a bos before a text, as the model then knows it from training."""
+        ids: list[int] = self.tokenizer("x").input_ids
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text to go on from, behind a bos where the tokenizer puts one."""
+        return self.encode(text, bos=self.begins_with_bos)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

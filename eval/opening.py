@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from lm.extend.options import BaseOptions
 from lm.train.report.data import RUN_FILE
 
 ADAPTER_FILE = "adapter_config.json"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def open_model(
@@ -53,9 +51,9 @@ def open_model(
     elif is_adapter:
         model, tokenizer = _adapted(_base_of(place), place, dtype)
     elif adapter is not None:
-        model, tokenizer = _adapted(_options(path, revision), Path(adapter).expanduser(), dtype)
+        model, tokenizer = _adapted(BaseOptions(path=str(path), revision=revision), Path(adapter).expanduser(), dtype)
     else:
-        options = _options(path, revision)
+        options = BaseOptions(path=str(path), revision=revision)
         model, tokenizer = _load(options, None, dtype), _tokenizer(options)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -64,17 +62,11 @@ def open_model(
     return Model(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, name)
 
 
-def _options(path: str | Path, revision: str | None = None) -> BaseOptions:
-    if not Path(path).expanduser().exists() and not HUB_ID.fullmatch(str(path)):
-        raise UserError(f"{path}: there is no such file or folder")
-    return BaseOptions(path=str(path), revision=revision)
-
-
 def _base_of(adapter: Path) -> BaseOptions:
     """Where the adapter says that its base is."""
     named = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
     local = Path(named).expanduser()
-    if not named or (not (local / "config.json").is_file() and not HUB_ID.fullmatch(named)):
+    if not named or (not (local / "config.json").is_file() and not base.HUB_ID.fullmatch(named)):
         where = f"it names '{named}', which holds no model" if named else "it names none"
         raise UserError(f"{adapter} is an adapter without its base ({where}): name the base, and this as its adapter")
     return BaseOptions(path=named)

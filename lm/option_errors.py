@@ -5,13 +5,29 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from lm.errors import did_you_mean
+from lm.errors import UserError, did_you_mean
 from lm.options import Options
-from lm.yaml_tree import KeyPath, Tree, dotted
+from lm.yaml_tree import KeyPath, Tree, dotted, key_path
+
+
+@contextmanager
+def placing(tree: Tree) -> Iterator[None]:
+    """Puts the place of its key before a mistake that is found within."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(placed(error, tree)) from None
+
+
+def placed(error: UserError, tree: Tree) -> str:
+    """The message behind the place of the key that it begins with."""
+    key = str(error).partition(":")[0]
+    return f"{tree.origin(key_path(key))}: {error}"
 
 
 def explain(error: ValidationError, root: type[Options], tree: Tree) -> str:

@@ -19,10 +19,10 @@ from lm.extend.measure_options import MeasureOptions
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.graft.options import GraftOptions
 from lm.model.options import ModelOptions
-from lm.option_errors import explain
+from lm.option_errors import explain, placed, placing
 from lm.options import Options
 from lm.train.sections import Sections
-from lm.yaml_tree import Tree, dump_tree, key_path, read_tree
+from lm.yaml_tree import Tree, dump_tree, read_tree
 
 if TYPE_CHECKING:
     import torch
@@ -220,16 +220,16 @@ def _from_base(kind: type[FromBaseT], tree: Tree) -> FromBaseT:
         # A stand-in: the base's tokenizer is looked for once everything else is known to be right.
         values = values | {"data": data | {"tokenizer": {"kind": "bytes"}}}
         run = _validated(kind, values, tree)
-        from lm.extend.base import tokenizer_folder
+        from lm.extend.base import read_config, tokenizer_folder
 
-        folder = tokenizer_folder(run.base, run.data.cache_dir)
+        with placing(tree):
+            read_config(run.base)  # where there is no base, its tokenizer is not what to complain of
+            folder = tokenizer_folder(run.base, run.data.cache_dir)
         values = values | {"data": data | {"tokenizer": {"kind": "huggingface", "path": str(folder)}}}
     run = _validated(kind, values, tree)
     tokens = _vocab_size(run, tree)
-    try:
+    with placing(tree):
         run.trainee.check(tokens, run.data.sequence_length)
-    except UserError as error:
-        raise UserError(_placed(error, tree)) from None
     return run
 
 
@@ -248,21 +248,13 @@ def missing_sources(run: AnyRun, path: Path | str, overrides: Sequence[str] = ()
         try:
             find_source(source, f"data.sources.{index}")
         except UserError as error:
-            problems.append(_placed(error, tree))
+            problems.append(placed(error, tree))
     return problems
 
 
 def _vocab_size(run: AnyRun, tree: Tree) -> int:
-    try:
+    with placing(tree):
         return declared_vocab_size(run.data.tokenizer)
-    except UserError as error:
-        raise UserError(_placed(error, tree)) from None
-
-
-def _placed(error: UserError, tree: Tree) -> str:
-    """The message behind the place of the key that it begins with."""
-    key = str(error).partition(":")[0]
-    return f"{tree.origin(key_path(key))}: {error}"
 
 
 def to_yaml(run: AnyRun) -> str:

@@ -73,7 +73,7 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         self.tokenizer = self.model.tokenizer
         self.max_length = max_length or self.model.context
         self.batch_size = batch_size if isinstance(batch_size, int) else ROWS
-        self.add_bos_token = _adds_bos(self.model) if add_bos_token is None else add_bos_token
+        self.add_bos_token = self.model.begins_with_bos if add_bos_token is None else add_bos_token
         self.truncation = Truncation(truncation, self.tokenizer.bos_token_id)
 
     @property
@@ -260,8 +260,3 @@ def _opened(
     if device is not None:
         model.model.to(device)
     return model
-
-
-def _adds_bos(model: Model) -> bool:
-    ids: list[int] = model.tokenizer("x").input_ids
-    return bool(ids) and ids[0] == model.tokenizer.bos_token_id

@@ -107,9 +107,9 @@ def fit_middle(model: Model, text: str, room: int, wrap: Callable[[str], str] = 
     """
 
     def size(prompt: str) -> int:
-        return len(model.encode(prompt, bos=True))
+        return len(model.encode_prompt(prompt))
 
-    prompt, ids, keep = wrap(text), model.encode(text, bos=True), room
+    prompt, ids, keep = wrap(text), model.encode_prompt(text), room
     if (tokens := size(prompt)) <= room:
         return prompt, tokens, True
     while keep >= 2:

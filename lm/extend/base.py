@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ from lm.hf import BraidConfig
 from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
 
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
 
 def read_config(base: BaseOptions) -> PreTrainedConfig:
     """The configuration of the base. Raises UserError where there is none, or it is not of a causal language model."""
+    if not Path(base.path).expanduser().exists() and (base.path.endswith(".gguf") or not HUB_ID.fullmatch(base.path)):
+        raise UserError(f"base.path: {base.path}: there is no such file or folder")
     if base.path.endswith(".gguf"):
-        if not Path(base.path).is_file():
-            raise UserError(f"base.path: there is no file {base.path}")
         head_dim = check_gguf(Path(base.path))
     elif Path(base.path).expanduser().is_dir() and not Path(base.path, "config.json").expanduser().exists():
         raise UserError(f"base.path: the folder {base.path} holds no config.json: name a Hugging Face folder")

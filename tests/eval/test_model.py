@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from eval.model import Model, batches
@@ -151,6 +152,15 @@ def test_bos_is_there_where_asked_and_once(model: Model) -> None:
     assert model.decode([256, *ids, 257]) == text
     model.tokenizer.bos_token = None
     assert model.encode(text, bos=True) == ids
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_prompt_has_the_bos_that_the_tokenizer_gives_it(model: Model, adds: bool) -> None:
+    if adds:
+        bos = ("<s>", model.tokenizer.bos_token_id)
+        model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    assert model.begins_with_bos is adds
+    assert model.encode_prompt("ab") == model.tokenizer("ab").input_ids == model.encode("ab", bos=adds)
 
 
 def test_a_fingerprint_names_weights_and_configuration(new_model: NewModel) -> None:

@@ -341,3 +341,12 @@ def test_sources_that_are_not_there_have_their_places_in_words_that_work_as_over
     assert problem.startswith(f"command line, {override}: data.sources.1.path: 'elsewhere' does not exist.")
     override = "data.sources.1.path=python-stdlib"
     assert missing_sources(load_run_file(minimal, [override]), minimal, [override]) == []
+
+
+@pytest.mark.parametrize("config", ["extend-smollm2", "graft-smollm2"])
+@pytest.mark.parametrize("missing", ["/no/such/folder", "no-such-file.gguf"])
+def test_a_base_that_is_not_there_is_named_with_its_place(config: str, missing: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_run_file(Path(__file__).parents[2] / "configs" / f"{config}.yaml", [f"base.path={missing}"])
+    place = f"command line, base.path={missing}"
+    assert str(caught.value) == f"{place}: base.path: {missing}: there is no such file or folder"

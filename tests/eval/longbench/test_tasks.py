@@ -93,7 +93,7 @@ def test_prompts_are_the_benchmarks(model: Model, one_row: OneRow) -> None:
         "etc.\n\nThe answer is: "
     )
     assert (sample.max_new_tokens, sample.meta["whole"], sample.meta["words"]) == (32, 1, 3999)
-    assert sample.meta["tokens"] == len(model.encode(sample.prompt, bos=True))
+    assert sample.meta["tokens"] == len(model.encode_prompt(sample.prompt))
 
 
 def test_a_long_prompt_keeps_both_ends(model: Model, one_row: OneRow) -> None:
@@ -102,8 +102,7 @@ def test_a_long_prompt_keeps_both_ends(model: Model, one_row: OneRow) -> None:
     (sample,) = asked(task, length=1000)
     room = 1000 - 128
     half = room // 2
-    # One of the first half is bos, which is no text and comes back in front.
-    assert sample.prompt == whole.prompt[: half - 1] + whole.prompt[-half:]
+    assert sample.prompt == whole.prompt[:half] + whole.prompt[-half:]
     assert sample.meta["tokens"] == room
     assert (whole.meta["whole"], sample.meta["whole"]) == (1, 0)
     with pytest.raises(CannotBuildError, match="qasper needs 128 tokens"):
@@ -115,11 +114,11 @@ def test_a_long_prompt_keeps_both_ends(model: Model, one_row: OneRow) -> None:
 def test_what_is_kept_fits_with_what_is_around_it(text: str, room: int) -> None:
     model = FakeBytes()
     prompt, tokens, whole = fit_middle(model, text, room, lambda inner: f"<{inner}>")  # type: ignore[arg-type]
-    needed = len(model.encode(f"<{text}>"))
+    needed = len(model.encode_prompt(f"<{text}>"))
     if prompt is None:
         assert room < 8  # a cut letter is written in three bytes, on either side
         return
-    assert tokens == len(model.encode(prompt)) <= room
+    assert tokens == len(model.encode_prompt(prompt)) <= room
     assert whole == (needed <= room) == (prompt == f"<{text}>")
     assert prompt[0] == "<"
     assert prompt[-1] == ">"
@@ -128,7 +127,7 @@ def test_what_is_kept_fits_with_what_is_around_it(text: str, room: int) -> None:
 class FakeBytes:
     """A byte tokenizer, where a letter that is cut in the middle grows when it is decoded."""
 
-    def encode(self, text: str, bos: bool = False) -> list[int]:
+    def encode_prompt(self, text: str) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: list[int]) -> str:
@@ -184,5 +183,5 @@ def test_a_task_is_asked_like_any_other(copy: Path, model: Model, haystack: Any)
     (task,) = opened(model, copy, "hotpotqa")
     samples = task.samples(model, 900, 2, 42, haystack)
     assert [sample.id for sample in samples] == ["hotpotqa-3999", "hotpotqa-4000"]
-    written = model.generate([model.encode(sample.prompt, bos=True) for sample in samples], samples[0].max_new_tokens)
+    written = model.generate([model.encode_prompt(sample.prompt) for sample in samples], samples[0].max_new_tokens)
     assert all(0 <= task.score(model.decode(ids), one) <= 1 for ids, one in zip(written, samples, strict=True))
