@@ -29,6 +29,20 @@ class Batch:
     document_ids: list[int]
 
 
+@dataclass(frozen=True)
+class DocumentSpan:
+    """Tokens `begin` to `end` of a row, which are those of a document from its token `offset` on.
+
+    source: which entry of data.sources. document: its number among all sources' documents, as in `Batch.document_ids`.
+    """
+
+    source: int
+    document: int
+    begin: int
+    end: int
+    offset: int
+
+
 class Batches:
     """Any rows of the run, by global index."""
 
@@ -48,8 +62,23 @@ class Batches:
         lengths: list[int] = []
         document_ids: list[int] = []
         for number, place in enumerate(places):
-            row_lengths, documents = self.sources[place.source].fill(place.row, tokens[number], targets[number])
-            first = self._first_document[place.source]
-            lengths += row_lengths
-            document_ids += [first + document if document >= 0 else PADDING_DOCUMENT for document in documents]
+            pieces = self.sources[place.source].fill(place.row, tokens[number], targets[number])
+            lengths += [piece.length for piece in pieces]
+            document_ids += [self._document_id(place.source, piece.document) for piece in pieces]
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), lengths, document_ids)
+
+    def documents(self, row: int) -> list[DocumentSpan]:
+        """What a global row consists of, padding left out; reads no token."""
+        place = self.order.locate(row)
+        spans = []
+        begin = 0
+        for piece in self.sources[place.source].pieces(place.row):
+            end = begin + piece.length
+            if piece.document != PADDING_DOCUMENT:
+                document = self._document_id(place.source, piece.document)
+                spans.append(DocumentSpan(place.source, document, begin, end, piece.offset))
+            begin = end
+        return spans
+
+    def _document_id(self, source: int, document: int) -> int:
+        return document if document == PADDING_DOCUMENT else self._first_document[source] + document

@@ -86,6 +86,15 @@ _Weight = Annotated[
         "begins its next epoch.",
     ),
 ]
+_MaxEpochs = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="How often its rows are read at most, such as 4 or 0.5; left out: any number. After that the "
+        "others share its part, and a run without others must end. Stages count each for itself.",
+    ),
+]
 _TooLong = Annotated[
     Literal["drop", "refuse"],
     Field(
@@ -104,6 +113,7 @@ class SourceOptions(Options):
     kind: Literal["text"] = Field(default="text", description="Texts; may be left out.")
     path: _Path
     weight: _Weight = 1.0
+    max_epochs: _MaxEpochs = None
     text_field: str = Field(
         default="text", min_length=1, description="Field that holds the text in jsonl and parquet records."
     )
@@ -118,6 +128,7 @@ class PairsOptions(Options):
     kind: Literal["sft"] = Field(description="Prompts and answers, for supervised fine-tuning.")
     path: _Path
     weight: _Weight = 1.0
+    max_epochs: _MaxEpochs = None
     prompt_field: str | None = Field(
         default=None,
         min_length=1,
@@ -151,6 +162,7 @@ class ChatOptions(Options):
     kind: Literal["chat"] = Field(description="Conversations, for supervised fine-tuning.")
     path: _Path
     weight: _Weight = 1.0
+    max_epochs: _MaxEpochs = None
     messages_field: str = Field(
         default="messages",
         min_length=1,

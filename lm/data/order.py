@@ -3,19 +3,19 @@
 Nothing is shuffled in memory and nothing is remembered, so row 10^12 costs what row 0 costs, resuming at any step is
 exact, and it does not matter how many ranks share the work: each asks for its own global row indices.
 
-Two ideas suffice. *Mixing*: among the first r rows, the last source with share p has had floor(r p); the others
-divide the remaining rows in the same way. *Shuffling*: epoch e of a source passes its row numbers through a
+Two ideas suffice. *Mixing* (`lm.data.mixing`): among the first r rows, the last source with share p has had floor(r p);
+the others divide the remaining rows in the same way. *Shuffling*: epoch e of a source passes its row numbers through a
 permutation of its own, a Feistel network keyed by (seed, source, epoch).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple, Protocol
+
+from lm.data.mixing import Mixing
 
 _ROUNDS = 6
 _MASK64 = 2**64 - 1
@@ -73,39 +73,32 @@ class Order(Protocol):
 
 
 class ShuffledOrder:
-    """The endless order of training: sources mixed by weight, every epoch of a source shuffled anew.
+    """The order of training: sources mixed by weight, every epoch of a source shuffled anew.
 
-    `rows[s]` is the number of rows in one epoch of source s. Among any first r rows, each source's count differs from
-    its share of r by less than the number of sources.
+    `rows[s]` is the number of rows in one epoch of source s, and `max_epochs[s]` how many epochs it gives at most, None
+    for any number; see `lm.data.mixing` for what that does to the mix.
+
+    Attributes:
+        num_rows: rows until every source has given all it may; None where there is no end.
     """
 
-    def __init__(self, rows: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        if len(rows) != len(weights) or not rows or min(rows) < 1 or min(weights) <= 0:
-            raise ValueError(f"every source needs rows and a positive weight, not rows {rows} and weights {weights}")
+    def __init__(
+        self,
+        rows: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        max_epochs: Sequence[float | None] | None = None,
+    ) -> None:
         self.rows = tuple(rows)
         self.seed = seed
-        # Weights are taken as the decimals that the user wrote, so 0.1 is a tenth and shares are exact.
-        fractions = [Fraction(str(weight)) for weight in weights]
-        scale = math.lcm(*(fraction.denominator for fraction in fractions))
-        self._parts = [int(fraction * scale) for fraction in fractions]
-        self._totals = [sum(self._parts[: source + 1]) for source in range(len(rows))]
+        self._mixing = Mixing(rows, weights, max_epochs)
+        self.num_rows = self._mixing.num_rows
 
     def locate(self, index: int) -> Place:
-        """The place of global row `index`."""
-        if index < 0:
-            raise IndexError(f"row {index} is negative")
-        source, number = self._interleave(index)
+        """The place of global row `index`. Raises UserError behind the last row."""
+        source, number = self._mixing.locate(index)
         epoch, position = divmod(number, self.rows[source])
         return Place(source, epoch, _permutation(self.rows[source], self.seed, source, epoch)(position))
-
-    def _interleave(self, index: int) -> tuple[int, int]:
-        """The source of a global row, and how many rows that source has had before it."""
-        for source in range(len(self.rows) - 1, 0, -1):
-            before = index * self._parts[source] // self._totals[source]
-            if (index + 1) * self._parts[source] // self._totals[source] > before:
-                return source, before
-            index -= before
-        return 0, index
 
 
 class SequentialOrder:
@@ -125,6 +118,13 @@ class SequentialOrder:
                 return Place(source, 0, row)
             row -= rows
         raise IndexError(f"row {index} is outside [0, {len(self)})")
+
+
+def stage_seed(seed: int, index: int) -> int:
+    """The seed of a stage's order; that of stage 0 is the run's own."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}: stage {index}".encode(), digest_size=8).digest(), "little")
 
 
 @lru_cache(maxsize=256)

@@ -8,19 +8,21 @@ Any number of processes may prepare at once; one works and the others wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lm.data.batches import Batches
 from lm.data.cache import cached_folder, contents
 from lm.data.fingerprint import digest
-from lm.data.options import DataOptions, NumbersOptions, SentencePieceOptions
-from lm.data.order import SequentialOrder, ShuffledOrder
+from lm.data.mix import Mix, SourceRows
+from lm.data.options import DataOptions, NumbersOptions, SentencePieceOptions, SourceOptions
+from lm.data.order import SequentialOrder
 from lm.data.readers import Document
 from lm.data.recall import ENDLESS, GeneratedRows
 from lm.data.recall_options import GeneratedOptions
-from lm.data.rows import rows_of
+from lm.data.rows import Rows, rows_of
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import Source, find_source
 from lm.data.split import Split
@@ -68,6 +70,7 @@ class Prepared:
         statistics: counts of the training text; None where rows are generated.
         validation_statistics: counts of the held-out text; zeros where there is none.
         fitted: what became of samples longer than a row.
+        mix: the sources, for rows of other lengths in another mix.
     """
 
     tokenizer: Tokenizer
@@ -77,6 +80,18 @@ class Prepared:
     statistics: Statistics | None
     validation_statistics: Statistics
     fitted: Fitted
+    mix: Mix
+
+    def stage(self, index: int, sequence_length: int, weights: Sequence[float] | None = None) -> Batches:
+        """The training rows of stage `index` of a run, in rows of another length and by other weights, one per source.
+
+        Every stage has an order of its own, from (data.seed, index); stage 0 with the run's own length and weights is
+        `train`. Weights left out are those of the run; 0 leaves a source out.
+
+        Raises:
+            UserError: weights that do not fit the sources, or samples that are cut for rows of another length.
+        """
+        return self.mix.batches(index, sequence_length, weights)
 
 
 def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
@@ -96,17 +111,30 @@ def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
         if not made.train.num_documents:
             raise UserError(_nothing_left(options, source, made.fitted))
     train, held_out = [made.train for made in found], [made.held_out for made in found]
-    rows = [rows_of(store, options.sequence_length) for store in train]
+    mix = Mix(
+        [
+            SourceRows(
+                partial(rows_of, made.train),
+                source.options.weight,
+                source.options.max_epochs,
+                None if isinstance(source.options, SourceOptions) else options.sequence_length,
+            )
+            for source, made in zip(sources, found, strict=True)
+        ],
+        options.sequence_length,
+        options.seed,
+    )
     weights = [source.weight for source in options.sources]
     made_of = [contents(made.folder) for made in found]
     return Prepared(
         tokenizer=tokenizer,
-        train=Batches(rows, ShuffledOrder([len(source) for source in rows], weights, options.seed)),
+        train=mix.batches(),
         validation=_validation(options, sources, found),
         fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, weights, options.sequence_length, options.seed]),
         statistics=Statistics.of(train),
         validation_statistics=Statistics.of(held_out),
         fitted=sum((made.fitted for made in found), Fitted()),
+        mix=mix,
     )
 
 
@@ -114,26 +142,30 @@ def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:
     """Rows that are made when they are read. Those held out come from a stream of their own."""
     sources = [source for source in options.sources if isinstance(source, GeneratedOptions)]
 
-    def rows(source: GeneratedOptions, seed: int, stream: int, count: int) -> GeneratedRows:
-        return GeneratedRows(source, numbers.size, options.sequence_length, seed, stream, count)
+    def rows(source: GeneratedOptions, seed: int, stream: int, count: int) -> Callable[[int], Rows]:
+        return lambda length: GeneratedRows(source, numbers.size, length, seed, stream, count)
 
-    train = [rows(source, options.seed, 2 * number, ENDLESS) for number, source in enumerate(sources)]
+    train = [
+        SourceRows(rows(source, options.seed, 2 * number, ENDLESS), source.weight, only_length=options.sequence_length)
+        for number, source in enumerate(sources)
+    ]
     held_out = [
-        rows(source, options.validation.seed, 2 * number + 1, source.held_out_rows)
+        rows(source, options.validation.seed, 2 * number + 1, source.held_out_rows)(options.sequence_length)
         for number, source in enumerate(sources)
         if source.held_out_rows
     ]
-    weights = [source.weight for source in sources]
+    mix = Mix(train, options.sequence_length, options.seed)
     order = SequentialOrder([len(source) for source in held_out])
     made_of = [source.model_dump(mode="json", exclude={"held_out_rows"}) for source in sources]
     return Prepared(
         tokenizer=NumbersTokenizer(numbers.size),
-        train=Batches(train, ShuffledOrder([ENDLESS] * len(train), weights, options.seed)),
+        train=mix.batches(),
         validation=Validation(Batches(held_out, order), len(order)) if held_out else None,
         fingerprint=digest([FORMAT, numbers.size, made_of, options.sequence_length, options.seed]),
         statistics=None,
         validation_statistics=Statistics.of([]),
         fitted=Fitted(),
+        mix=mix,
     )
 
 

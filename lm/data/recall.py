@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import PCG64, Generator
 
 from lm.data.recall_options import CopyOptions, GeneratedOptions, MqarOptions, ParityOptions
-from lm.data.rows import IGNORED
+from lm.data.rows import IGNORED, Piece
 
 ENDLESS = 2**40
 """Rows of one epoch where rows are made as they are read: more than any run reads."""
@@ -35,12 +35,15 @@ class GeneratedRows:
     def __len__(self) -> int:
         return self.num_documents
 
-    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
+    def pieces(self, row: int) -> list[Piece]:
+        return [Piece(row, self.sequence_length, 0)]
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
         """Writes one row, which is one document, as `lm.data.rows.Rows` has it."""
         random = Generator(PCG64([*self._key, row]))
         targets[:] = IGNORED
         _DRAW[type(self._options)](self._options, random, self._numbers, tokens, targets)
-        return [len(tokens)], [row]
+        return self.pieces(row)
 
 
 def draw_mqar(options: MqarOptions, random: Generator, numbers: int, tokens: np.ndarray, targets: np.ndarray) -> None:

@@ -7,7 +7,7 @@ left of a row is filled up with a masked document of its own.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,17 @@ from lm.data.store import TokenStore
 
 IGNORED = -100
 PADDING_DOCUMENT = -1
+
+
+class Piece(NamedTuple):
+    """`length` tokens of a row that belong to document `document`, read from its token `offset` on.
+
+    The document is numbered within its source, -1 for padding.
+    """
+
+    document: int
+    length: int
+    offset: int
 
 
 class Rows(Protocol):
@@ -29,10 +40,13 @@ class Rows(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
+    def pieces(self, row: int) -> list[Piece]:
+        """What a row consists of, in order; lengths sum to T. No token is read."""
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
         """Writes one row into `tokens` and `targets` [T] int64, -100 where there is nothing to predict.
 
-        Returns the lengths of its documents, which sum to T, and their numbers in the source, -1 for padding.
+        Returns its pieces.
         """
 
 
@@ -56,22 +70,34 @@ class StreamRows:
     def __len__(self) -> int:
         return -(-(self.store.num_tokens - 1) // self.sequence_length)
 
-    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
-        store = self.store
+    def pieces(self, row: int) -> list[Piece]:
+        start, stop, first, last = self._bounds(row)
+        begins = self.store.offsets[first:last]
+        bounds = self.store.offsets[first : last + 1].clip(start, stop)
+        offsets = (bounds[:-1] - begins).tolist()
+        pieces = list(map(Piece, range(first, last), np.diff(bounds).tolist(), offsets))
+        return _filled_up(pieces, self.sequence_length)
+
+    def _bounds(self, row: int) -> tuple[int, int, int, int]:
+        """The tokens of a row, and the documents that they belong to, as two ranges."""
         start = row * self.sequence_length
-        stop = min(start + self.sequence_length, store.num_tokens)
+        stop = min(start + self.sequence_length, self.store.num_tokens)
+        first = int(np.searchsorted(self.store.offsets, start, side="right")) - 1
+        last = int(np.searchsorted(self.store.offsets, stop, side="left"))
+        return start, stop, first, last
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
+        store = self.store
+        start, stop, first, last = self._bounds(row)
         filled = stop - start
         window = store.tokens[start : stop + 1]
         tokens[:filled] = window[:filled]
+        tokens[filled:] = store.tokens[-1]
         targets[: len(window) - 1] = window[1:]
         targets[len(window) - 1 :] = IGNORED
-
-        first = int(np.searchsorted(store.offsets, start, side="right")) - 1
-        last = int(np.searchsorted(store.offsets, stop, side="left"))
-        bounds = store.offsets[first : last + 1].clip(start, stop) - start
         ends = store.offsets[first + 1 : last + 1]
         targets[ends[ends <= stop] - 1 - start] = IGNORED
-        return _filled_up(store, tokens, np.diff(bounds).tolist(), list(range(first, last)))
+        return self.pieces(row)
 
 
 class WholeRows:
@@ -96,7 +122,13 @@ class WholeRows:
     def __len__(self) -> int:
         return len(self._first) - 1
 
-    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> tuple[list[int], list[int]]:
+    def pieces(self, row: int) -> list[Piece]:
+        first, last = self._first[row], self._first[row + 1]
+        lengths = np.diff(self.store.offsets[first : last + 1]) - 1
+        pieces = [Piece(document, length, 0) for document, length in enumerate(lengths.tolist(), first)]
+        return _filled_up(pieces, self.sequence_length)
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
         store = self.store
         first, last = self._first[row], self._first[row + 1]
         bounds = store.offsets[first : last + 1]
@@ -108,14 +140,10 @@ class WholeRows:
             predicted = store.targets[start + 1 : stop]
             targets[filled:end][predicted] = store.tokens[start + 1 : stop][predicted]
             filled = end
-        return _filled_up(store, tokens, (np.diff(bounds) - 1).tolist(), list(range(first, last)))
-
-
-def _filled_up(
-    store: TokenStore, tokens: np.ndarray, lengths: list[int], documents: list[int]
-) -> tuple[list[int], list[int]]:
-    filled = sum(lengths)
-    if filled < len(tokens):
         tokens[filled:] = store.tokens[-1]
-        return [*lengths, len(tokens) - filled], [*documents, PADDING_DOCUMENT]
-    return lengths, documents
+        return self.pieces(row)
+
+
+def _filled_up(pieces: list[Piece], sequence_length: int) -> list[Piece]:
+    missing = sequence_length - sum(piece.length for piece in pieces)
+    return [*pieces, Piece(PADDING_DOCUMENT, missing, 0)] if missing else pieces

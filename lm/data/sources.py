@@ -59,7 +59,7 @@ class Source:
         """What decides the documents, as JSON: a cache made from equal values holds equal documents."""
         return {
             "files": [[os.path.abspath(file.path), file.size, file.mtime_ns] for file in self.files],
-            "read_as": self.options.model_dump(mode="json", exclude={"path", "weight"}),
+            "read_as": self.options.model_dump(mode="json", exclude={"path", "weight", "max_epochs"}),
         }
 
     def ignored_in_words(self) -> str:

@@ -99,6 +99,21 @@ def test_document_ids_tell_sources_apart() -> None:
     assert ids[1] - {PADDING_DOCUMENT} == {2, 3, 4}
 
 
+@given(texts=corpora, sequence_length=st.integers(1, 30))
+@settings(deadline=None, max_examples=40)
+def test_documents_of_a_row_say_where_its_tokens_are_from(texts: list[str], sequence_length: int) -> None:
+    rows = rows_of(store_of(texts), sequence_length)
+    batches = Batches([rows], ShuffledOrder([len(rows)], [1], 0))
+    for index in range(len(rows)):
+        batch = batches.rows([index])
+        spans = batches.documents(index)
+        assert [span.document for span in spans] == [id for id in batch.document_ids if id != PADDING_DOCUMENT]
+        for span in spans:
+            document = [BOS, *texts[span.document].encode(), EOS]
+            read = batch.tokens[0, span.begin : span.end].tolist()
+            assert read == document[span.offset : span.offset + len(read)]
+
+
 def test_tensors_are_int64_rows() -> None:
     batch = training_batches().rows([5, 1])
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64

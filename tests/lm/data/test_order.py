@@ -1,6 +1,7 @@
 """The order of rows: permutations, exact shares, and nothing remembered."""
 
 import itertools
+import math
 from collections import Counter
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data.order import Permutation, SequentialOrder, ShuffledOrder
+from lm.errors import UserError
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -60,6 +62,42 @@ def test_every_row_of_a_source_comes_once_per_epoch_and_shares_are_exact(
         assert [epoch for epoch, _ in places] == [number // count for number in range(len(places))]
         for epoch in range(len(places) // count):
             assert sorted(row for _, row in places[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+caps = st.sampled_from([None, 0.3, 1, 2.5])
+
+
+@given(
+    sources=st.lists(
+        st.tuples(st.integers(1, 30), st.sampled_from([0.1, 0.25, 1.5, 3.0]), caps), min_size=1, max_size=4
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_a_source_gives_no_more_than_it_may_and_the_others_go_on_by_their_weights(
+    sources: list[tuple[int, float, float | None]],
+) -> None:
+    rows, weights, max_epochs = zip(*sources, strict=True)
+    order, free = ShuffledOrder(rows, weights, 0, max_epochs), ShuffledOrder(rows, weights, 0)
+    room = [math.inf if cap is None else max(1, int(Fraction(str(cap)) * size)) for size, _, cap in sources]
+    total = sum(room)
+    assert order.num_rows == (None if total == math.inf else total)
+    given: Counter[int] = Counter()
+    capped = False
+    for index in range(int(min(total, 300))):
+        place = order.locate(index)
+        assert capped or place == free.locate(index), "a cap changes nothing before it is reached"
+        assert place.epoch * rows[place.source] <= given[place.source]
+        given[place.source] += 1
+        assert given[place.source] <= room[place.source]
+        capped = capped or given[place.source] == room[place.source]
+    if order.num_rows is not None:
+        with pytest.raises(UserError, match=r"max_epochs"):
+            order.locate(order.num_rows)
+
+
+def test_a_source_without_weight_gives_nothing() -> None:
+    order = ShuffledOrder([5, 5, 5, 5], [0, 0, 1, 1], 0)
+    assert {order.locate(index).source for index in range(50)} == {2, 3}
 
 
 def test_epochs_sources_and_seeds_are_shuffled_differently() -> None:

@@ -165,6 +165,22 @@ def test_sources_share_rows_by_weight(corpus: Path) -> None:
     assert sum(int((row == z).sum()) > 15 for row in rows) == 100
 
 
+def test_a_stage_has_rows_of_its_own_length_mix_and_order(corpus: Path) -> None:
+    other = corpus.parent / "other.jsonl"
+    other.write_text("\n".join(json.dumps({"text": "z" * 50}) for _ in range(40)))
+    options = options_for(corpus, sources=[{"path": str(corpus)}, {"path": str(other)}], validation={"fraction": 0})
+    prepared = prepare(options)
+    own, same = prepared.train.rows(range(20)), prepared.stage(0, 32, None).rows(range(20))
+    assert torch.equal(own.tokens, same.tokens)
+    assert not torch.equal(own.tokens, prepared.stage(1, 32, None).rows(range(20)).tokens)
+    longer = prepared.stage(1, 48, [0, 1])
+    assert longer.rows([3]).tokens.shape == (1, 48)
+    assert {span.source for row in range(30) for span in longer.documents(row)} == {1}
+    for wrong in ([1], [0, 0], [-1, 2]):
+        with pytest.raises(UserError, match=r"weights: given"):
+            prepared.stage(1, 32, wrong)
+
+
 def prepare_and_die_at(stage_of_death: str, options: DataOptions) -> None:
     def die(stage: str, done: int, total: int) -> None:
         if stage.startswith(stage_of_death):

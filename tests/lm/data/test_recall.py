@@ -26,7 +26,7 @@ def row_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     tokens, targets = np.empty((2, length), dtype=np.int64)
     rows = GeneratedRows(options, numbers, length, seed, 0, 2**40)
-    assert rows.fill(row, tokens, targets) == ([length], [row])
+    assert rows.fill(row, tokens, targets) == [(row, length, 0)]
     return tokens, targets
 
 

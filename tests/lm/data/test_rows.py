@@ -43,7 +43,7 @@ def test_every_document_is_read_whole_once_with_its_own_targets(documents: list[
     read = []
     for row in range(len(rows)):
         tokens, targets = np.full((2, length), -1, dtype=np.int64)
-        lengths, numbers = rows.fill(row, tokens, targets)
+        numbers, lengths, _ = zip(*rows.fill(row, tokens, targets), strict=True)
         assert sum(lengths) == length
         assert set(numbers) != {PADDING_DOCUMENT}
         for (start, stop), number in zip(pairwise(np.cumsum([0, *lengths]).tolist()), numbers, strict=True):
@@ -64,7 +64,7 @@ def test_a_row_takes_the_next_document_where_that_fits(documents: list[list[bool
     rows = rows_of(store_of(documents), LENGTH + longer)
     filled = []
     for row in range(len(rows)):
-        lengths, numbers = rows.fill(row, *np.zeros((2, LENGTH + longer), dtype=np.int64))
+        numbers, lengths, _ = zip(*rows.pieces(row), strict=True)
         filled.append(sum(n for n, number in zip(lengths, numbers, strict=True) if number != PADDING_DOCUMENT))
         if row:
             first = next(iter(numbers))
