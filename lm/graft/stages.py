@@ -28,6 +28,7 @@ from lm.train.hook import Hook
 from lm.train.loop import DTYPES, Training, train
 from lm.train.model_file import full_weights
 from lm.train.options import OptimizerOptions
+from lm.train.periodic import Periodic
 from lm.train.progress import Progress
 from lm.train.report import load_report_data, save_report_data
 from lm.train.sections import Sections
@@ -103,9 +104,9 @@ class RegressionTraining(Training):
         layers = {f"layer_{layer:02d}": share for layer, share in zip(model.layers, shares, strict=True)}
         return record | {"loss": sum(shares) / len(shares)} | layers
 
-    def evaluate(self) -> dict[str, Any]:
+    def periodic(self, hook: Hook | None) -> list[Periodic]:
         """Nothing: the grafted model as a whole is evaluated once, when stage one is done."""
-        return {}
+        return []
 
     def finish(self) -> None:
         """Writes the grafted model, and the held-out losses of the original, an untaught graft and this one."""

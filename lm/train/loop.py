@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,30 +13,28 @@ from lm.data.batches import Batch
 from lm.data.prepare import Prepared
 from lm.errors import UserError
 from lm.plan import Plan
-from lm.train import checkpoint, distributed, random_state
+from lm.train import checkpoint, distributed
 from lm.train.backends import prefer_backends
-from lm.train.checkpoint import Counters, SaveError
+from lm.train.checkpoint import Counters
 from lm.train.data_phase import prepare_on_all_ranks, rows_per_rank
 from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
-from lm.train.evaluate import evaluate
-from lm.train.evaluation import Evaluation
 from lm.train.finish import finish
 from lm.train.flops import StepFlops
 from lm.train.folder import Run, RunFolder
+from lm.train.guard import SkippedSteps
+from lm.train.held_out import HeldOut
 from lm.train.hook import Hook
 from lm.train.interrupt import StopRequest
 from lm.train.log import RunLog, require_wandb_login
-from lm.train.manifest import checkpoints, keep_newest
 from lm.train.memory import peak_memory
 from lm.train.peak import device_peak
+from lm.train.periodic import HookCalls, Periodic
 from lm.train.progress import Progress
-from lm.train.report import save_report_data
-from lm.train.resumption import require_fit
+from lm.train.saving import Saving
 from lm.train.schedule import learning_rate
 from lm.train.trainee import Built
 
-MAX_SKIPPED_IN_A_ROW = 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -95,7 +92,6 @@ class Training:
         self.progress = progress
         self.prepared = prepared
         self.rows = rows
-        self.evaluation: Evaluation | None = None
         self.plan: Plan = run.trainee.plan(run.data.sequence_length, DTYPES[run.train.precision])
         self.peak_flops = self._peak_flops()
         torch.manual_seed(run.train.seed)
@@ -104,6 +100,9 @@ class Training:
             self.engine = self._engine(built)
         self.counters = Counters(data=prepared.fingerprint, frozen=built.fingerprint)
         self.step_flops = StepFlops(self.engine.model, self.plan)
+        self.held_out = HeldOut(self.engine, prepared.validation, run.train, folder, progress)
+        self.saving = Saving(run, folder, self.engine, progress.say)
+        self.skipped_steps = SkippedSteps(f"{self.optimizer_section}.lr")
 
     def _engine(self, built: Built) -> Engine:
         return Engine(
@@ -124,80 +123,59 @@ class Training:
 
     def resume(self) -> None:
         """Puts everything where the newest good checkpoint left it; without one, begins."""
-        found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
-        if found is None:
-            random_state.seed(self.run.train.seed, 0, self.world.rank)
-        else:
-            self._restore(found)
+        self.counters = self.saving.restore(self.counters)
         if self.world.rank == 0:
             self.folder.reopen()
             self.folder.save_config(self.run)
 
-    def _restore(self, found: Path) -> None:
-        counters = checkpoint.read_counters(found)
-        require_fit(counters, self.counters, self.run, found)
-        checkpoint.load(found, self.engine.fragments())
-        self.engine.restored(counters.adam_step)
-        if counters.world == self.world.size:
-            checkpoint.load_random_state(found, self.world.rank)
-        else:
-            random_state.seed(self.run.train.seed, counters.step, self.world.rank)
-        self.counters = replace(counters, world=self.world.size)
-        self.progress.say(f"going on from step {counters.step} ({found})")
+    def periodic(self, hook: Hook | None) -> list[Periodic]:
+        """The work between steps, in its order, whose findings go into the step's record."""
+        hooks = [] if hook is None else [HookCalls(hook, self.engine, self.progress, self.run.train.steps)]
+        return [self.held_out, *hooks]
 
     def finish_steps(self, hook: Hook | None = None) -> None:
-        """All steps that are left, with evaluations, the hook and checkpoints at their intervals and at the end."""
-        train, log = self.run.train, self.run.log
-        skipped_in_a_row = 0
+        """All steps that are left, each with the work and the checkpoint that are due after it."""
+        periodic, steps = self.periodic(hook), self.run.train.steps
         with (
-            RunLog(
-                self.folder.root,
-                rank=self.world.rank,
-                step=self.counters.step,
-                wandb=log.wandb,
-                project=log.project,
-                name=log.name,
-                config=self.run.model_dump(mode="json"),
-            ) as records,
-            self.progress.training(train.steps, self.counters.step) as bar,
+            self._log() as log,
+            self.progress.training(steps, self.counters.step) as bar,
             StopRequest() as request,
         ):
-            while self.counters.step < train.steps:
+            while self.counters.step < steps:
                 record, applied = self._step()
-                skipped_in_a_row = 0 if applied else skipped_in_a_row + 1
-                if self._due(train.evaluate_every):
-                    record |= self.evaluate()
-                if hook is not None and self._due(hook.every):
-                    with self.progress.phase(hook.title):
-                        record |= hook(self.engine)
-                records.write(record)
+                for work in periodic:
+                    if work.due(self.counters.step):
+                        record |= work(self.counters.step)
+                log.write(record)
                 bar.update(record)
-                if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                    raise UserError(
-                        f"the last {MAX_SKIPPED_IN_A_ROW} steps had a loss or gradient that is not finite and were "
-                        f"skipped. Lower {self.optimizer_section}.lr, or look for what is wrong in the data; then "
-                        "start again."
-                    )
+                self.skipped_steps.note(applied)
                 stop = request.agreed(self.world)
-                if stop or self._due(train.checkpoint_every):
-                    records.sync()
-                    self._save()
+                if stop or self.saving.due(self.counters.step):
+                    log.sync()
+                    self.saving.save(self.counters)
                 if stop:
                     self._stop(stop)
 
+    def _log(self) -> RunLog:
+        log = self.run.log
+        return RunLog(
+            self.folder.root,
+            rank=self.world.rank,
+            step=self.counters.step,
+            wandb=log.wandb,
+            project=log.project,
+            name=log.name,
+            config=self.run.model_dump(mode="json"),
+        )
+
     def _stop(self, sent: signal.Signals) -> None:
         """Ends the program as the shell expects of one that was sent a signal."""
-        kept = checkpoints(self.folder.checkpoints)
-        where = f"{kept[0]} is kept" if kept else "there is no checkpoint"
         self.progress.say(
-            f"stopped by {sent.name} after step {self.counters.step}: {where}; the same command goes on from there"
+            f"stopped by {sent.name} after step {self.counters.step}: {self.saving.kept()}; "
+            "the same command goes on from there"
         )
         distributed.leave_at_exit()
         raise SystemExit(128 + sent)
-
-    def _due(self, every: int | None) -> bool:
-        step = self.counters.step
-        return step == self.run.train.steps or (every is not None and step % every == 0)
 
     def _step(self) -> tuple[dict[str, Any], bool]:
         """One optimizer step: its record for the log, and whether it was applied."""
@@ -242,46 +220,23 @@ class Training:
             "peak_memory": peak_memory(self.world.device),
         }
 
-    def evaluate(self) -> dict[str, Any]:
-        """The held-out loss, for the log and for the report."""
-        validation, train = self.prepared.validation, self.run.train
-        if validation is None:
-            return {}
-        tokens = train.evaluate_tokens if self.counters.step < train.steps else None
-        with self.progress.phase("evaluating"):
-            found = evaluate(self.engine, validation, self.counters.step, train.micro_batch_size, tokens)
-        self.evaluation = found
-        if self.world.rank == 0:
-            save_report_data(self.folder.root, evaluation=found)
-        return {
-            "validation_loss": found.loss,
-            "validation_perplexity": found.perplexity,
-            "validation_accuracy": found.accuracy,
-        } | ({} if found.bits_per_byte is None else {"validation_bits_per_byte": found.bits_per_byte})
-
-    def _save(self) -> None:
-        """Writes a checkpoint. A full disk is said and survived, except at the end."""
-        self.counters = replace(self.counters, adam_step=self.engine.adam_step, world=self.world.size)
-        try:
-            checkpoint.save(self.folder.checkpoints, self.counters, self.engine.fragments(), self.world)
-        except SaveError as error:
-            if self.counters.step == self.run.train.steps:
-                raise UserError(f"{error}. Make room, then start again to go on from the one before it.") from None
-            self.progress.say(f"{error}; the one before it is kept")
-            return
-        if self.world.rank == 0:
-            keep_newest(self.folder.checkpoints, self.run.train.keep_checkpoints)
-
     def finish(self) -> None:
         """Writes what the run leaves behind, and marks it as complete."""
-        if self.evaluation is None:
-            self.evaluate()  # the run was killed between its last step and here
+        if self.held_out.last is None:
+            self.held_out(self.counters.step)  # the run was killed between its last step and here
         found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
         assert found is not None
 
         def work() -> None:
             finish(
-                self.run, self.folder, self.progress, self.prepared, self.plan, self.evaluation, found, self.world.size
+                self.run,
+                self.folder,
+                self.progress,
+                self.prepared,
+                self.plan,
+                self.held_out.last,
+                found,
+                self.world.size,
             )
             self.folder.complete(self.counters.step)
 

@@ -23,8 +23,9 @@ from lm.run_file import RunFile
 from lm.train import checkpoint, manifest
 from lm.train.data_phase import rows_per_rank
 from lm.train.format import short_number
+from lm.train.guard import MAX_SKIPPED_IN_A_ROW
 from lm.train.log import RunLog, read_metrics
-from lm.train.loop import MAX_SKIPPED_IN_A_ROW, train
+from lm.train.loop import train
 
 MakeRun = Callable[..., RunFile]
 Records = list[dict[str, Any]]

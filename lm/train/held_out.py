@@ -1,0 +1,51 @@
+"""Held-out evaluations of a run: at their interval, over a part of the text, and at the end over all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm.data.prepare import Validation
+from lm.train.engine import Engine
+from lm.train.evaluate import evaluate
+from lm.train.evaluation import Evaluation
+from lm.train.folder import RunFolder
+from lm.train.options import TrainOptions
+from lm.train.periodic import at_interval
+from lm.train.progress import Progress
+from lm.train.report import save_report_data
+
+
+class HeldOut:
+    """The held-out loss, for the log and for the report."""
+
+    def __init__(
+        self, engine: Engine, validation: Validation | None, train: TrainOptions, folder: RunFolder, progress: Progress
+    ) -> None:
+        """`validation`: None where nothing is held out; then every evaluation finds nothing."""
+        self._engine = engine
+        self._validation = validation
+        self._train = train
+        self._folder = folder
+        self._progress = progress
+        self.last: Evaluation | None = None
+        """The newest evaluation that this process has made."""
+
+    def due(self, step: int) -> bool:
+        return at_interval(step, self._train.evaluate_every, self._train.steps)
+
+    def __call__(self, step: int) -> Mapping[str, Any]:
+        """Evaluates; a part of the text while steps are left. Collective."""
+        if self._validation is None:
+            return {}
+        tokens = self._train.evaluate_tokens if step < self._train.steps else None
+        with self._progress.phase("evaluating"):
+            found = evaluate(self._engine, self._validation, step, self._train.micro_batch_size, tokens)
+        self.last = found
+        if self._engine.world.rank == 0:
+            save_report_data(self._folder.root, evaluation=found)
+        return {
+            "validation_loss": found.loss,
+            "validation_perplexity": found.perplexity,
+            "validation_accuracy": found.accuracy,
+        } | ({} if found.bits_per_byte is None else {"validation_bits_per_byte": found.bits_per_byte})
