@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from eval.results import Cell, Record, Results
+from eval.results import Cell, Record, Results, common_tasks
 from eval.statistics import Paired, compare_paired, percent
 from lm.train.format import byte_size, short_number
 
@@ -107,8 +107,18 @@ def _score_table(results: Results) -> Table:
         table.add_row(task, *("" if cell is None else percent(cell.estimate) for cell in found))
     if len(results.tasks) > 1:
         table.add_section()
-        table.add_row("mean of the tasks", *(f"{100 * results.means[length]:.1f}" for length in results.lengths))
+        for row in mean_rows(results):
+            table.add_row(*row)
     return table
+
+
+def mean_rows(results: Results) -> list[list[str]]:
+    """The mean of the tasks at every length, in percent, behind its name; no row where no task was asked at each."""
+    tasks = common_tasks([results])
+    if not tasks:
+        return []
+    name = "mean of the tasks" if len(tasks) == len(results.tasks) else f"mean of the {len(tasks)} at every length"
+    return [[name, *(f"{100 * mean:.1f}" for mean in results.means(tasks).values())]]
 
 
 PERPLEXITY_COLUMNS = ("text", "protocol", "tokens", "perplexity", "nats per token", "bits per byte")
@@ -120,7 +130,12 @@ def perplexity_row(found: Record) -> tuple[str, str, str, str, str, str]:
     if "nll" not in found:
         return *place, "", found["reason"], ""
     error = "" if found["stderr"] is None else f" ± {found['stderr']:.4f}"
-    return *place, f"{found['perplexity']:.4g}", f"{found['nll']:.4f}{error}", f"{found['bits_per_byte']:.4f}"
+    return *place, _said(found["perplexity"], ".4g"), _said(found["nll"], ".4f") + error, _said(found["bits_per_byte"])
+
+
+def _said(value: float | None, form: str = ".4f") -> str:
+    """None is what files hold for a figure that is not finite."""
+    return "not finite" if value is None else format(value, form)
 
 
 def perplexities(results: Results) -> list[Record]:

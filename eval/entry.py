@@ -21,6 +21,7 @@ from eval.reading import require_protocols
 from eval.results import ResultFolder, Results, load_results
 from eval.runner import Evaluation
 from eval.selection import chosen_tasks
+from lm.errors import UserError
 from lm.train import distributed
 from lm.train.progress import Progress
 from lm.train.tensor_file import replace_text
@@ -48,6 +49,8 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
     require_protocols(options)
     progress, world, model = _open(choice)
     if options.longbench is not None:
+        if model.context is None and "lengths" not in options.model_fields_set:
+            raise UserError(f"--lengths: {model.name} does not say what length it is made for; name one")
         asked = open_longbench(model, options.longbench)
         unsaid = {"lengths": (model.context,), "samples": max(len(task.rows) for task in asked)}
         tasks = [*tasks, *asked]

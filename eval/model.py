@@ -23,12 +23,15 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from lm.data.fingerprint import content_digest, digest
 
 LOGIT_ROWS = 512
 """Positions whose logits over the whole vocabulary exist at a time."""
 PROBE_TOKENS = 11
+BATCH_NOISE = 0.5
+"""What a batch may change in a logit, in their standard deviations: rounding in bf16 is below, a mistake above."""
 _NAMES_ONLY = ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype")
 
 _log = logging.getLogger(__name__)
@@ -73,9 +76,11 @@ class Model:
         return device
 
     @property
-    def context(self) -> int:
-        """The longest row in tokens that the model says it is made for."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length)
+    def context(self) -> int | None:
+        """The longest row in tokens that the model, or its tokenizer, says it is made for; None if neither does."""
+        config, spoken = self.model.config, int(self.tokenizer.model_max_length)
+        found = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+        return int(found) if found else spoken if spoken < VERY_LARGE_INTEGER else None
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -176,25 +181,47 @@ class Model:
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an empty prompt has no last token to go on from")
         found: list[list[int]] = [[]] * len(prompts)
-        for indices in batches([len(prompt) + max_new_tokens for prompt in prompts], self.batch_tokens):
-            written = self._generate([prompts[index] for index in indices], max_new_tokens, stop)
-            for index, ids in zip(indices, written, strict=True):
-                found[index] = self._cut(ids, stop)
+        for batch in batches([len(prompt) + max_new_tokens for prompt in prompts], self.batch_tokens):
+            for indices in [batch] if len(batch) == 1 or self._can_batch else [[index] for index in batch]:
+                written = self._generate([prompts[index] for index in indices], max_new_tokens, stop)
+                for index, ids in zip(indices, written, strict=True):
+                    found[index] = self._cut(ids, stop)
         return found
 
     @torch.no_grad()
     def _generate(self, prompts: Sequence[Row], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
-        ids, real = _padded(prompts, left=True)
-        begin = ids.shape[1]
+        begin = max(map(len, prompts))
         criteria = StoppingCriteriaList([_Stopped(lambda row: self._begins_stop(row[begin:], stop))] if stop else [])
         out = self.model.generate(
-            input_ids=ids.to(self.device),
-            attention_mask=real.long().to(self.device),
+            **self._behind_padding(prompts),
             max_new_tokens=max_new_tokens,
             stopping_criteria=criteria,
             eos_token_id=sorted(self._ends(stop)) or None,
         )
         return [row[begin:] for row in out.tolist()]
+
+    def _behind_padding(self, prompts: Sequence[Row]) -> dict[str, Tensor]:
+        ids, real = _padded(prompts, left=True)
+        return {"input_ids": ids.to(self.device), "attention_mask": real.long().to(self.device)}
+
+    @cached_property
+    @torch.no_grad()
+    def _can_batch(self) -> bool:
+        """Whether a prompt behind padding, beside another, is continued as it is alone; found out by trying."""
+
+        def logits(*prompts: Row) -> Tensor:
+            padded = self._behind_padding(prompts)
+            out = self.model.generate(**padded, max_new_tokens=2, output_logits=True, return_dict_in_generate=True)
+            return torch.stack([step[0] for step in out.logits]).float()
+
+        ids = [place % self.model.config.vocab_size for place in range(PROBE_TOKENS)]
+        alone, beside = logits(ids), logits(ids, ids * 4)
+        same_token = bool(alone[0].argmax() == beside[0].argmax())
+        steps = min(len(alone), len(beside)) if same_token else 1  # behind another token all is different
+        if (alone[:steps] - beside[:steps]).abs().max() <= BATCH_NOISE * alone.std():
+            return True
+        _log.warning("%s: it writes another text in a batch than alone, so its samples are asked one by one", self.name)
+        return False
 
     def _begins_stop(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
         text = self.decode(ids)

@@ -109,7 +109,10 @@ def _mistakes(what: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).removeprefix("base.path: ")) from None
+        said = str(error).removeprefix("base.path: ")
+        if not Path(what).expanduser().exists() and said.startswith(f"{what}: ") and base.HUB_ID.fullmatch(what):
+            said = f"{what} is no folder here, and on the Hub: {said.removeprefix(f'{what}: ')}"
+        raise UserError(said) from None
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise UserError(f"{what} cannot be loaded: {_first_line(error)}") from None
 

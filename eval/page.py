@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval.compare import PERPLEXITY_COLUMNS, contrasts, labels, perplexities, perplexity_row
+from eval.compare import PERPLEXITY_COLUMNS, contrasts, labels, mean_rows, perplexities, perplexity_row
 from eval.page_charts import context_charts, curves, depth_maps, efficiency_charts, position_charts, score_maps
-from eval.results import Results
+from eval.results import Results, common_tasks
 from eval.statistics import percent
 from lm.train.format import short_number
 from lm.train.report.markup import definitions, table, text
@@ -15,6 +15,7 @@ from lm.train.report.style import STYLE
 from lm.train.tensor_file import replace_text
 
 Named = Sequence[tuple[str, Results]]
+MANY_TESTS = "Many rows are tested at once, so that small p occur here and there by chance."
 WORDS = frozenset({"task", "paired test", "reason", "text", "protocol", "model"})
 
 
@@ -65,11 +66,11 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _cards(named: Named) -> str:
-    cards = []
+    cards, tasks = [], common_tasks([result for _, result in named])
     for name, result in named:
         whose = f"{name}: " if len(named) > 1 else ""
-        for length in result.lengths[-1:]:
-            cards.append((f"{100 * result.means[length]:.1f} %", f"{whose}mean score at {length:,} tokens"))
+        for length, mean in list(result.means(tasks).items())[-1:]:
+            cards.append((f"{100 * mean:.1f} %", f"{whose}mean score at {length:,} tokens"))
         cards.append((short_number(result.settings["model"]["parameters"]), f"{whose}parameters"))
     return "".join(f"<div><b>{text(value)}</b><span>{text(what)}</span></div>" for value, what in cards)
 
@@ -89,7 +90,7 @@ def _tables(named: Named) -> str:
                 [task, *("" if cell is None else percent(cell.estimate) for cell in row)]
                 for task, row in zip(result.tasks, cells, strict=True)
             ]
-            rows.append(["mean of the tasks", *(f"{100 * result.means[length]:.1f}" for length in lengths)])
+            rows += mean_rows(result)
             columns = ["task", *(f"{length:,} tokens" for length in lengths)]
             parts.append(f"<h2>{text(name)}: percent and 95 % interval</h2>{_panel(table(columns, rows, WORDS))}")
     return f"<section>{''.join(parts)}</section>" if parts else ""
@@ -117,7 +118,9 @@ def _comparisons(named: Named) -> str:
             for found in contrasts(first, other)
         ]
         columns = ["task", "tokens", first_name, name, "difference", "95 %", "p", "paired test"]
-        body = table(columns, rows, WORDS) if rows else '<p class="empty">They were asked nothing in common.</p>'
+        body = '<p class="empty">They were asked nothing in common.</p>'
+        if rows:
+            body = f'{table(columns, rows, WORDS)}<p class="soft">{MANY_TESTS}</p>'
         parts.append(f"<h2>{text(name)} against {text(first_name)}</h2>{_panel(body)}")
     return f"<section>{''.join(parts)}</section>" if parts else ""
 
@@ -129,7 +132,7 @@ def _about(name: str, result: Results) -> str:
         ("model", model["path"]),
         ("configuration and weights", model["fingerprint"]),
         ("tokenizer", settings["tokenizer"]),
-        ("context", f"{model['context']:,} tokens"),
+        ("context", "not stated" if model["context"] is None else f"{model['context']:,} tokens"),
         ("precision", model["dtype"]),
         ("samples", f"{settings['samples']} of each task and length, seed {settings['seed']}"),
         ("hash of all prompts", result.prompts),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
-from eval.results import Cell, Record, Results
+from eval.results import Cell, Record, Results, common_tasks
 from lm.train.report.charts import COLOURS, Point, Series, line_chart
 from lm.train.report.heat_map import heat_map
 from lm.train.report.scale import Axis
@@ -13,7 +13,6 @@ from lm.train.report.scale import Axis
 Named = Sequence[tuple[str, Results]]
 TOKENS = Axis("tokens", log=2)
 PERCENT = Axis("percent", from_zero=True, up_to=100)
-MOST_DEPTHS = 11
 DEPTH_BINS = 10
 FIGURES = {
     "prefill_tokens_per_second": ("Reading", "tokens per second", 1.0),
@@ -37,11 +36,13 @@ def _mean(cell: Cell | None) -> float | None:
 
 
 def curves(named: Named) -> Iterator[str]:
-    """Score against length, where there is more than one: the mean of all tasks; for several models, each task too."""
+    """Score against length, where there is more than one: a mean of tasks; for several models, each task too."""
     if len({length for _, result in named for length in result.lengths}) < 2:
         return
-    means = {name: [(n, 100 * share) for n, share in result.means.items()] for name, result in named}
-    yield line_chart("Mean of the tasks by length", _series(means), TOKENS, PERCENT)
+    if tasks := common_tasks([result for _, result in named]):
+        means = {name: [(n, 100 * share) for n, share in result.means(tasks).items()] for name, result in named}
+        counted = f"{len(tasks)} tasks" if len(tasks) > 1 else tasks[0]
+        yield line_chart(f"Mean of {counted} at every length", _series(means), TOKENS, PERCENT)
     if len(named) > 1:
         for task in dict.fromkeys(task for _, result in named for task in result.tasks):
             lines = {
@@ -64,9 +65,9 @@ def depth_maps(named: Named) -> Iterator[str]:
 
 def _depth_map(title: str, cells: Sequence[Cell], depths: Sequence[float]) -> str:
     distinct = sorted(set(depths))
-    few = len(distinct) <= MOST_DEPTHS
-    borders = distinct if few else [place / DEPTH_BINS for place in range(DEPTH_BINS)]
-    names = [f"{100 * depth:.0f} %" if few else f"{100 * depth:.0f}-{100 * depth + 10:.0f} %" for depth in borders]
+    even = all(abs(DEPTH_BINS * depth - round(DEPTH_BINS * depth)) < 1e-6 for depth in distinct)
+    borders = distinct if even else [place / DEPTH_BINS for place in range(DEPTH_BINS)]
+    names = [f"{100 * depth:.0f} %" if even else f"{100 * depth:.0f}-{100 * depth + 10:.0f} %" for depth in borders]
     rows: list[list[float | None]] = [[None] * len(cells) for _ in borders]
     for column, cell in enumerate(cells):
         groups: dict[int, list[float]] = {}

@@ -23,6 +23,8 @@ from eval.text import Text
 from lm.train.evaluation import position_bins
 
 LONGLORA_STRIDE = 256
+BLOCK = 512
+"""Tokens after which losses of one text hardly depend on each other any more."""
 
 Array = NDArray[np.float64]
 
@@ -232,14 +234,20 @@ def over_texts(
 ) -> Perplexity:
     """The mean of all losses; losses[i]: [n-1], of the tokens of texts[i] but the first; counted: which of them are.
 
-    The standard error is that of a ratio of sums over texts, which differ in length. Raises ValueError for no token.
+    The standard error is that of a ratio of sums over texts, which differ in length, or over blocks of BLOCK tokens of
+    the only one. Raises ValueError for no token.
     """
     masks = [np.ones(len(nll), np.bool_) for nll in losses] if counted is None else counted
-    sums = np.array([nll[mask].sum() for nll, mask in zip(losses, masks, strict=True)])
-    sizes = np.array([mask.sum() for mask in masks])
-    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
-    if not len(sizes):
+    parts = [(nll, mask) for nll, mask in zip(losses, masks, strict=True) if mask.any()]
+    if not parts:
         raise ValueError(f"{protocol}: there is no token to predict")
+    if len(parts) == 1 and len(parts[0][0]) >= 2 * BLOCK:
+        unit = f"blocks of {BLOCK} tokens"
+        borders = range(BLOCK, len(parts[0][0]), BLOCK)
+        blocks = zip(*(np.split(column, borders) for column in parts[0]), strict=True)
+        parts = [(nll, mask) for nll, mask in blocks if mask.any()]
+    sums = np.array([nll[mask].sum() for nll, mask in parts])
+    sizes = np.array([mask.sum() for _, mask in parts])
     total, units = int(sizes.sum()), len(sizes)
     mean = sums.sum() / total
     spread = ((sums - mean * sizes) ** 2).sum()

@@ -22,7 +22,6 @@ from lm.data.fingerprint import content_digest
 from lm.errors import UserError
 from lm.train.claim import claimed
 from lm.train.distributed import World
-from lm.train.folder import leaves
 from lm.train.json_lines import JsonLines, plain
 from lm.train.tensor_file import replace_text
 
@@ -113,11 +112,12 @@ class Results:
     def measured(self, kind: str) -> list[Record]:
         return [record for record in self.measurements if record["kind"] == kind]
 
-    @cached_property
-    def means(self) -> dict[int, float]:
-        """By length, the mean of the mean scores of the tasks asked there."""
-        groups = {n: [cell.estimate.mean for cell in self.cells if cell.length == n] for n in self.lengths}
-        return {length: sum(means) / len(means) for length, means in groups.items()}
+    def means(self, tasks: Sequence[str]) -> dict[int, float]:
+        """By length, the mean of the mean scores of these tasks, which were asked at every length."""
+        found = [cell for cell in self.cells if cell.task in tasks]
+        return {
+            n: sum(cell.estimate.mean for cell in found if cell.length == n) / len(tasks) for n in self.lengths if tasks
+        }
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -125,11 +125,17 @@ class Results:
             **self.settings,
             "prompts": self.prompts,
             "scores": [cell.to_json() for cell in self.cells],
-            "means": {str(length): mean for length, mean in self.means.items()},
+            "means": {str(length): mean for length, mean in self.means(common_tasks([self])).items()},
             "measurements": list(self.measurements),
             "skipped": list(self.skipped),
             "environment": dict(self.environment),
         }
+
+
+def common_tasks(results: Sequence[Results]) -> list[str]:
+    """The tasks that every result asked at each of its lengths: only means over these compare, by length and model."""
+    first, *_ = results
+    return [task for task in first.tasks if all(one.cell(task, n) for one in results for n in one.lengths)]
 
 
 KindT = TypeVar("KindT", bound=JsonLines)
@@ -169,7 +175,8 @@ class ResultFolder:
         replace_text(self.results, json.dumps(plain(results.to_json()), indent=1) + "\n")
 
     def _begin(self, settings: Mapping[str, Any]) -> None:
-        if not self.settings.exists():
+        begun = any(path.exists() and path.stat().st_size for path in (self.samples, self.measurements))
+        if not begun or not self.settings.exists():  # what ended before its first answer fixes nothing
             replace_text(self.settings, json.dumps(settings, indent=1) + "\n")
             return
         before, now = (_fixed(values) for values in (read_object(self.settings), settings))
@@ -224,4 +231,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in leaves(settings) if key not in FREE}
+    """What must stay, by dotted names; of tasks and lengths all in one line."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key == "tasks":
+            found[key] = ", ".join(f"{task} by {metric}" for task, metric in value.items()) or "none"
+        elif isinstance(value, dict):
+            found |= {f"{key}.{part}": inner for part, inner in value.items()}
+        else:
+            found[key] = ", ".join(map(str, value)) if isinstance(value, list) else value
+    return {key: value for key, value in found.items() if key not in FREE}

@@ -59,11 +59,9 @@ class Evaluation:
 
         Raises UserError where the folder is in use or holds another evaluation, or where no task can be asked.
         """
-        longer = [length for length in self.options.lengths if length > self.model.context]
-        if longer:
-            self.progress.say(
-                f"{self.model.name} is made for {self.model.context:,} tokens: longer lengths extrapolate"
-            )
+        context = self.model.context
+        if context is not None and max(self.options.lengths) > context:
+            self.progress.say(f"{self.model.name} is made for {context:,} tokens: longer lengths extrapolate")
         with folder.claimed(self.world, self.settings):
             questions, skipped = self._questions()
             if questions:
@@ -157,7 +155,7 @@ def require_positions(model: Model, lengths: Sequence[int]) -> None:
         for name, module in model.model.named_modules()
         if isinstance(module, nn.Embedding) and name.endswith(("wpe", "embed_positions", "position_embeddings"))
     ]
-    if learned and max(lengths) > model.context:
+    if learned and model.context is not None and max(lengths) > model.context:
         raise UserError(
             f"--lengths: {max(lengths)} is beyond the {model.context} positions that {model.name} has embeddings for"
         )

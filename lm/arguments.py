@@ -38,6 +38,14 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    """0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
 def overrides_of(words: Sequence[str], verb: str, usage: str) -> list[str]:
     """The `key=value` words of a verb that takes a run file, in order.
 

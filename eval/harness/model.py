@@ -6,6 +6,7 @@ they differ, a docstring says how.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         """
-        pretrained: a model, or what `open_model` opens. max_length: tokens read at once; left out, the model's context.
+        pretrained: a model, or what `open_model` opens. max_length: tokens read at once; left out, the model's
+        context, or no limit where none is stated.
         add_bos_token: whether contexts begin with a bos token, never with two; left out, as the tokenizer itself does.
         truncation: what a context that does not fit loses, its beginning (`left`) or its `middle`.
         batch_size: at most so many rows of one forward; the model makes its own batches within that.
@@ -71,7 +73,7 @@ class BraidLM(TemplateLM):  # type: ignore[misc]
         self.model = _opened(pretrained, adapter, revision, dtype, device)
         self._device = self.model.device
         self.tokenizer = self.model.tokenizer
-        self.max_length = max_length or self.model.context
+        self.max_length = max_length or self.model.context or sys.maxsize
         self.batch_size = batch_size if isinstance(batch_size, int) else ROWS
         self.add_bos_token = self.model.begins_with_bos if add_bos_token is None else add_bos_token
         self.truncation = Truncation(truncation, self.tokenizer.bos_token_id)

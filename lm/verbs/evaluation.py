@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.arguments import positive
+from lm.arguments import not_negative, positive
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
@@ -16,10 +16,10 @@ COMPARE = "compare"
 _LONGBENCH = ("longbench_tasks", "longbench_e")
 _HARNESS = ("include_path", "num_fewshot", "limit", "metadata", "gen_kwargs", "max_length", "truncation")
 _HARNESS_FLAGS = ("log_samples", "confirm_run_unsafe_code")
-_SUITE = (
-    *("lengths", "samples", "seed", "haystack", "squad", "hotpotqa", "cache_dir"),
-    *("perplexity", "protocols", "evaluator", "text_tokens", "batch_tokens"),
-)
+_TASKS = ("samples", "seed", "haystack", "squad", "hotpotqa", "cache_dir")
+_TEXTS = ("protocols", "evaluator", "text_tokens")
+_SUITE = ("lengths", *_TASKS, "perplexity", *_TEXTS, "batch_tokens")
+_MODEL = ("adapter", "revision", "dtype", "tasks", "longbench", "harness", "apply_chat_template")
 
 
 def _eval(chosen: argparse.Namespace) -> None:
@@ -41,6 +41,10 @@ def _eval(chosen: argparse.Namespace) -> None:
         _refuse(chosen, ["apply_chat_template"], "--longbench and --harness")
     else:
         _refuse(chosen, ["seed", "haystack", "squad", "hotpotqa"], "the offline suite")
+    if chosen.perplexity is None:
+        _refuse(chosen, _TEXTS, "--perplexity")
+    elif not chosen.tasks and chosen.longbench is None:
+        _refuse(chosen, _TASKS, "--tasks")
     from eval.entry import ModelChoice, evaluate
     from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions, LongBenchOptions
 
@@ -79,6 +83,7 @@ def _refuse(chosen: argparse.Namespace, names: Sequence[str], owner: str) -> Non
 
 
 def _compare(chosen: argparse.Namespace) -> None:
+    _refuse(chosen, (*_MODEL, *_SUITE, *_LONGBENCH, *_HARNESS, *_HARNESS_FLAGS), "evaluating a model")
     if len(chosen.results) < 2:
         raise UserError("braid eval compare DIR DIR ...: name at least two folders of results")
     from eval.entry import compare
@@ -89,7 +94,9 @@ def _compare(chosen: argparse.Namespace) -> None:
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "braid eval MODEL [options]\n       braid eval compare DIR DIR ... [--output FILE]"
     parser.add_argument("model", metavar="MODEL", help="a run, an export, a Hugging Face folder or id, a .gguf file")
-    parser.add_argument("results", nargs="*", metavar="DIR", help="after `compare`: folders that evaluations wrote")
+    parser.add_argument(
+        "results", nargs="*", default=[], metavar="DIR", help="after `compare`: folders that evaluations wrote"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--tasks", type=_words, metavar="A,B", help="tasks and suites by name; all, if none and no text")
     which.add_argument("--suite", type=_words, dest="tasks", metavar="NAME", help="the same")
@@ -106,7 +113,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     longbench.add_argument("--longbench-e", action="store_true", help="LongBench-E")
     harness = parser.add_argument_group("lm-evaluation-harness")
     harness.add_argument("--include-path", type=Path, metavar="DIR", help="a folder of task files")
-    harness.add_argument("--num-fewshot", type=_not_negative, metavar="N", help="examples in prompts; as a task says")
+    harness.add_argument("--num-fewshot", type=not_negative, metavar="N", help="examples in prompts; as a task says")
     harness.add_argument("--limit", type=_limit, metavar="X", help="documents of a task, or a share below 1")
     harness.add_argument("--metadata", type=_object, metavar="JSON", help="such as '{\"max_seq_lengths\": [4096]}'")
     harness.add_argument("--gen-kwargs", type=_object, metavar="JSON", help="replace generation arguments")
@@ -119,7 +126,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 def _suite_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a sample, 512,1024,2048,4096")
     group.add_argument("--samples", type=positive, metavar="N", help="of each task and length; 50")
-    group.add_argument("--seed", type=_not_negative, metavar="N", help="decides the samples; 42")
+    group.add_argument("--seed", type=not_negative, metavar="N", help="decides the samples; 42")
     group.add_argument("--haystack", type=Path, metavar="PATH", help="text to hide things in; Python's documentation")
     group.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD v2.0's dev file, for qa_1")
     group.add_argument("--hotpotqa", type=Path, metavar="FILE", help="HotpotQA's distractor dev file, for qa_2")
@@ -133,12 +140,18 @@ def _suite_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _words(text: str) -> tuple[str, ...]:
     """`a,b` as names, each once."""
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise argparse.ArgumentTypeError(f"'{text}' names nothing")
+    return words
 
 
 def _lengths(text: str) -> tuple[int, ...]:
     """`512,1024` as numbers, each once."""
-    return tuple(dict.fromkeys(map(positive, _words(text))))
+    try:
+        return tuple(dict.fromkeys(map(positive, _words(text))))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': lengths are whole numbers, as in 512,1024") from None
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -154,16 +167,12 @@ def _object(text: str) -> dict[str, Any]:
 
 def _limit(text: str) -> float:
     """A share below 1, or a whole number."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not (0 < value < 1 or (value >= 1 and value.is_integer())):
         raise argparse.ArgumentTypeError(f"{text} is neither a share below 1 nor a whole number")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from eval.compare import contrasts, labels
+from eval.compare import contrasts, labels, mean_rows
 from eval.page import render
-from eval.results import ResultFolder, Results, SampleFile, cells
+from eval.results import ResultFolder, Results, SampleFile, cells, common_tasks
 from lm.cli import main
 from lm.train.json_lines import plain
 
@@ -94,6 +94,8 @@ def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert f"the evaluation {reason}" in capsys.readouterr().err
     assert main(["eval", "compare", str(good)]) == 2
     assert "at least two" in capsys.readouterr().err
+    assert main(["eval", "compare", str(good), str(begun), "--tasks", "key", "--limit", "3"]) == 2
+    assert "--tasks, --limit is for evaluating a model" in capsys.readouterr().err
     assert main(["eval", "model", str(good)]) == 2
     assert "braid eval compare" in capsys.readouterr().err
 
@@ -124,6 +126,13 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_a_figure_that_is_not_finite_is_said_to_be_so() -> None:
+    found = {"kind": "perplexity", "of": "x", "text": "a", "by": "b", "protocol": "c", "length": 4}
+    found |= {"nll": None, "stderr": None, "perplexity": None, "bits_per_byte": None}  # as JSON lines hold NaN
+    broken = result("one", records("key", 512, [1.0]), measurements=[found])
+    assert "not finite" in Page(render([broken, FIRST])).text
 
 
 def test_hostile_names_stay_text() -> None:
@@ -167,6 +176,27 @@ def test_a_needle_map_has_a_row_for_each_depth_and_a_column_for_each_length() ->
     html = render([result("one", [record | {"index": place} for place, record in enumerate(samples)])])
     for hint in ("0 %, 512: 100.0%", "50 %, 512: 100.0%", "0 %, 1,024: 0.0%", "50 %, 1,024: 0.0%"):
         assert f"<title>{hint}</title>" in html
+
+
+def test_depths_that_are_not_even_are_put_into_tenths() -> None:
+    samples = [record | {"meta": {"depth": depth}} for depth in (0.04, 0.97) for record in records("passkey", 9, [1.0])]
+    html = render([result("one", [record | {"index": place} for place, record in enumerate(samples)])])
+    for hint in ("0-10 %, 9: 100.0%", "10-20 %, 9: not measured", "90-100 %, 9: 100.0%"):
+        assert f"<title>{hint}</title>" in html
+
+
+def test_means_are_of_the_tasks_that_all_were_asked_at_every_length() -> None:
+    one = result("one", [*records("a", 8, [1.0]), *records("b", 8, [0.0]), *records("a", 16, [0.0, 1.0])])
+    two = result("two", [*records("b", 8, [1.0]), *records("a", 8, [0.0]), *records("a", 16, [1.0])])
+    assert one.to_json()["means"] == {"8": 1.0, "16": 0.5}
+    assert mean_rows(one) == [["mean of the 1 at every length", "100.0", "50.0"]]
+    assert mean_rows(FIRST) == [["mean of the tasks", "43.8"]]
+    assert common_tasks([one, two]) == ["a"]
+    assert common_tasks([one, result("three", records("b", 8, [1.0]))]) == []
+    none = result("four", [*records("a", 8, [1.0]), *records("b", 16, [1.0])])
+    assert none.to_json()["means"] == {}
+    assert "mean of" not in Page(render([none])).text
+    assert "43.8 %" in Page(render([FIRST])).text
 
 
 def test_a_result_without_tasks_has_a_page_too() -> None:

@@ -9,7 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from eval.model import Model, batches
 
@@ -106,6 +116,28 @@ def test_each_prompt_is_continued_as_if_it_were_alone(model: Model) -> None:
         for prompt, written in zip(prompts, found, strict=True):
             alone = model.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
             assert written == [id for id in alone.tolist() if id != 257]
+
+
+def test_a_model_that_a_batch_confuses_is_asked_one_by_one(caplog: pytest.LogCaptureFixture, model: Model) -> None:
+    """HF's RWKV knows no attention mask."""
+    torch.manual_seed(0)
+    blind = RwkvForCausalLM(RwkvConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2, eos_token_id=257))
+    rwkv = Model(blind, model.tokenizer, "rwkv")
+    prompts = rows([5, 17, 5, 1])
+    assert rwkv.generate(prompts, 8) == [rwkv.generate([prompt], 8)[0] for prompt in prompts]
+    assert rwkv._generate(prompts, 8, ()) != [rwkv._generate([prompt], 8, ())[0] for prompt in prompts]
+    assert caplog.text.count("rwkv: it writes another text in a batch than alone") == 1
+    caplog.clear()
+    assert model.generate(prompts, 2)
+    assert not caplog.text
+
+
+def test_a_context_is_what_the_model_or_its_tokenizer_says(model: Model) -> None:
+    assert model.context == 128
+    silent = MambaForCausalLM(MambaConfig(vocab_size=258, hidden_size=16, num_hidden_layers=1, state_size=2))
+    assert Model(silent, model.tokenizer, "mamba").context == model.tokenizer.model_max_length
+    model.tokenizer.model_max_length = VERY_LARGE_INTEGER
+    assert Model(silent, model.tokenizer, "mamba").context is None
 
 
 def test_the_models_own_wish_to_sample_is_not_followed(new_model: NewModel) -> None:

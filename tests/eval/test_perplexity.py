@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from eval.model import Model
 from eval.perplexity import (
+    BLOCK,
     Perplexity,
     last_tokens,
     loss_by_position,
+    over_texts,
     rolling,
     rolling_windows,
     strided,
@@ -194,6 +196,18 @@ def test_the_standard_error_is_that_of_a_ratio_over_documents(toy: Any) -> None:
     typical = np.mean([part.stderr for part, _ in found])
     assert typical == pytest.approx(spread, rel=0.15)
     assert strided(toy.unigram(), TEXTS[:1], 8, 8).stderr is None
+
+
+def test_the_standard_error_of_one_document_is_that_over_its_blocks(toy: Any) -> None:
+    text = random_text(4 * BLOCK + 1)
+    found = strided(toy.unigram(), [text], 64, 64)
+    (nll,) = toy.unigram().token_nll([text.ids.tolist()])
+    means = nll.reshape(4, BLOCK).mean(1)
+    assert found.stderr == pytest.approx(means.std(ddof=1) / 2)
+    assert (found.units, found.unit) == (4, f"blocks of {BLOCK} tokens")
+    some = np.arange(4 * BLOCK) < BLOCK  # key tokens, say, that no other block has
+    assert over_texts("some", [text], [nll], counted=[some]).stderr is None
+    assert strided(toy.unigram(), [random_text(2 * BLOCK)], 64, 64).stderr is None
 
 
 def test_nothing_to_predict_is_said(toy: Any) -> None:

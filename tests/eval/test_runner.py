@@ -217,6 +217,8 @@ def test_a_task_that_does_not_fit_is_left_out_aloud(folder: Path, tmp_path: Path
     assert [(one["task"], one["length"]) for one in result.skipped] == [("passkey", 100), ("passkey_longlora", 100)]
     assert result.lengths == [520]
     assert evaluate(folder, tmp_path / "none", "--lengths", "100") == 2
+    # What ended before its first answer does not bind its folder.
+    assert evaluate(folder, tmp_path / "none", "--tasks", "parity", "--lengths", "150", "--samples", "1") == 0
 
 
 @pytest.mark.parametrize(
@@ -226,8 +228,9 @@ def test_a_task_that_does_not_fit_is_left_out_aloud(folder: Path, tmp_path: Path
         (["--tasks", "paskey"], "--tasks: 'paskey' is no task of the offline suite. Did you mean 'passkey'?"),
         (["--haystack", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--perplexity", "/nowhere/at/all"], "--perplexity"),
-        (["--evaluator", "other"], "--evaluator finds key tokens: add --perplexity"),
-        (["--protocols", "stride"], "--protocols: there is no 'stride'. Did you mean 'strided'? Known: strided, "),
+        (["--perplexity", "--evaluator", "other"], "--evaluator finds key tokens: add --perplexity"),
+        (["--perplexity", "--protocols", "stride"], "--protocols: there is no 'stride'. Did you mean 'strided'?"),
+        (["--protocols", "strided", "--text-tokens", "9"], "--protocols, --text-tokens is for --perplexity"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_asked(
@@ -244,6 +247,14 @@ def test_mistakes_are_named_before_anything_is_asked(
 def test_a_model_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(tmp_path / "nothing"), "--tasks", "passkey"]) == 2
     assert "there is no such file or folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["eval", "model", "--lengths", "512,0"])
-    assert "0 is not 1 or more" in capsys.readouterr().err
+    assert main(["eval", "model", "--perplexity", "--samples", "3"]) == 2
+    assert "--samples is for --tasks" in capsys.readouterr().err
+    for words, said in (
+        (["--lengths", "512,0"], "0 is not 1 or more"),
+        (["--lengths", "1k"], "'1k': lengths are whole numbers, as in 512,1024"),
+        (["--lengths", ""], "'' names nothing"),
+        (["--tasks", ","], "',' names nothing"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["eval", "model", *words])
+        assert said in capsys.readouterr().err

@@ -62,7 +62,7 @@ def heat_map(
 
 def _cell(left: float, top: float, width: float, height: float, value: float | None, place: str) -> str:
     said = "not measured" if value is None else f"{value:.1%}"
-    kind = "none" if value is None else "high" if value > 0.62 else "low"
+    kind = "none" if value is None else "high" if value > 0.7 else "low"
     shade = "" if value is None else f' fill-opacity="{0.07 + 0.93 * value:.3f}"'
     written = ""
     if width >= NARROWEST_WITH_TEXT:

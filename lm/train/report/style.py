@@ -59,7 +59,7 @@ svg.heat .high text { fill: var(--card); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; }
+th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: normal; }
 th.word, td.word { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
 dl { margin: 0; display: grid; gap: 4px 28px; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); }
