@@ -45,6 +45,7 @@ FLOORS: dict[str, set[str]] = {
     "lm.plan": PLAN,
     "lm.train": TRAIN,
     "lm.train.options": {"lm.train.deepspeed_keys", *BASE},
+    "lm.train.observe.options": BASE,
     "lm.extend": EXTEND,
     "lm.extend.options": BASE,
     "lm.graft": GRAFT,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from kernels.backends import Backend, Backends, in_module
+from kernels.calls import Calls
 from kernels.gated_scan.chunks import Chunks
 from kernels.gated_scan.reference import reference_scan
 from kernels.gated_scan.scan import loop_scan
 
-__all__ = ["Chunks", "backends", "gated_scan", "prefer"]
+__all__ = ["Chunks", "backends", "gated_scan", "prefer", "scan_calls"]
 
 _SCAN = Backends(
     "gated scan",
@@ -25,6 +26,8 @@ _SCAN = Backends(
     {"cpu": ("loop",), "gpu": ("triton", "loop")},
 )
 backends, prefer = _SCAN.reasons, _SCAN.prefer
+scan_calls = Calls()
+"""Shows (gate, inputs, chunks) of every call."""
 
 
 def gated_scan(
@@ -49,5 +52,6 @@ def gated_scan(
             f"need at least one input and a floating-point gate of {chunks.num_tokens} tokens, as the chunks have; "
             f"got {len(inputs)} inputs and a gate {tuple(gate.shape)} {gate.dtype}"
         )
+    scan_calls(gate, inputs, chunks)
     states: tuple[Tensor, ...] = _SCAN.choose(backend, gate.device.type, gate, inputs, chunks)(gate, inputs, chunks)
     return states

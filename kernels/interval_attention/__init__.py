@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from kernels.backends import Backend, Backends, in_module
+from kernels.calls import Calls
 from kernels.interval_attention.blocked import blocked_attention
 from kernels.interval_attention.flash import FLASH
 from kernels.interval_attention.flex import FLEX
 from kernels.interval_attention.intervals import Intervals
 from kernels.interval_attention.reference import reference_attention
 
-__all__ = ["Intervals", "backends", "interval_attention", "prefer"]
+__all__ = ["Intervals", "attention_calls", "backends", "interval_attention", "prefer"]
 
 # On a GPU `triton` comes before `flash`: it serves every call, and gives the same bits each time.
 _ATTENTION = Backends(
@@ -32,6 +33,8 @@ _ATTENTION = Backends(
     {"cpu": ("blocked",), "gpu": ("triton", "flash", "blocked")},
 )
 backends, prefer = _ATTENTION.reasons, _ATTENTION.prefer
+attention_calls = Calls()
+"""Shows (q, k, v, intervals, scale, extra_score, extra_value) of every call."""
 
 
 def interval_attention(
@@ -58,6 +61,7 @@ def interval_attention(
     """
     _check(q, k, v, intervals, extra_score, extra_value)
     call = (q, k, v, intervals, q.shape[-1] ** -0.5 if scale is None else scale, extra_score, extra_value)
+    attention_calls(*call)
     out, lse = _ATTENTION.choose(backend, q.device.type, *call)(*call)
     return out, lse
 

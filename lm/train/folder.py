@@ -25,6 +25,7 @@ from lm.errors import UserError
 from lm.train.claim import claimed
 from lm.train.distributed import World
 from lm.train.manifest import checkpoints
+from lm.train.observe.options import ObserveOptions
 from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions
 from lm.train.report.data import RUN_FILE
 from lm.train.tensor_file import replace_text
@@ -35,7 +36,7 @@ SAME = ("model", "base", "extend", "graft", "lora", "data", "train.seed", "train
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
 FREE = ("data.cache_dir", "data.sources.*.path", "data.tokenizer.path", "base.path", "lora.learning_rates*")
 """Keys of these sections that may change. What lies at the paths is compared by its content, which checkpoints name."""
-COMPARED_NOWHERE = ("deepspeed", "log")
+COMPARED_NOWHERE = ("deepspeed", "observe", "log")
 
 
 class Run(Protocol):
@@ -51,6 +52,8 @@ class Run(Protocol):
     def optimizer(self) -> OptimizerOptions: ...
     @property
     def deepspeed(self) -> DeepSpeedOptions: ...
+    @property
+    def observe(self) -> ObserveOptions: ...
     @property
     def log(self) -> LogOptions: ...
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...

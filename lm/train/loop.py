@@ -28,6 +28,8 @@ from lm.train.hook import Hook
 from lm.train.interrupt import StopRequest
 from lm.train.log import RunLog, require_wandb_login
 from lm.train.memory import peak_memory
+from lm.train.observe.observation import Observation
+from lm.train.observe.recall import RecallProbes
 from lm.train.peak import device_peak
 from lm.train.periodic import HookCalls, Periodic
 from lm.train.progress import Progress
@@ -100,6 +102,9 @@ class Training:
             self.engine = self._engine(built)
         self.counters = Counters(data=prepared.fingerprint, frozen=built.fingerprint)
         self.step_flops = StepFlops(self.engine.model, self.plan)
+        self.observation = Observation(
+            run.observe, run.train, self.engine.model, len(self.plan.layers), world, folder.root
+        )
         self.held_out = HeldOut(self.engine, prepared.validation, run.train, folder, progress)
         self.saving = Saving(run, folder, self.engine, progress.say)
         self.skipped_steps = SkippedSteps(f"{self.optimizer_section}.lr")
@@ -131,7 +136,8 @@ class Training:
     def periodic(self, hook: Hook | None) -> list[Periodic]:
         """The work between steps, in its order, whose findings go into the step's record."""
         hooks = [] if hook is None else [HookCalls(hook, self.engine, self.progress, self.run.train.steps)]
-        return [self.held_out, *hooks]
+        recall = RecallProbes(self.run.observe, self.run.train.steps, self.prepared, self.engine)
+        return [self.held_out, recall, *hooks]
 
     def finish_steps(self, hook: Hook | None = None) -> None:
         """All steps that are left, each with the work and the checkpoint that are due after it."""
@@ -184,7 +190,8 @@ class Training:
         micro_batches = self._micro_batches(step)
         loaded = time.perf_counter()
         lr = learning_rate(optimizer.lr, optimizer.schedule, step, self.run.train.steps)
-        result = self.engine.step(micro_batches, lr)
+        with self.observation.step(step + 1) as seen:
+            result = self.engine.step(micro_batches, lr)
         self.counters = replace(
             self.counters,
             step=step + 1,
@@ -192,7 +199,8 @@ class Training:
             tokens=self.counters.tokens + self.run.train.global_batch_tokens,
         )
         flops = float(self.world.sum(torch.tensor(self.step_flops([batch.lengths for batch in micro_batches]))))
-        return self.record(result, lr, flops, time.perf_counter() - start, loaded - start), result.applied
+        record = self.record(result, lr, flops, time.perf_counter() - start, loaded - start)
+        return record | seen, result.applied
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows of a step: a pure function of the step."""

@@ -53,6 +53,9 @@ class TrainOptions(Options):
         default=200, ge=0, description="Tokens that the trained model writes for the report; 0 leaves the sample out."
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
+    profile: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="Steps whose trace is written into profile/ of the run's folder; see docs/observe.md."
+    )
 
     @model_validator(mode="after")
     def _kernels_have_the_precision(self) -> TrainOptions:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from lm.data.options import DataOptions
 from lm.options import Options
+from lm.train.observe.options import ObserveOptions
 from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions, check_run
 
 
@@ -19,6 +20,9 @@ class Sections(Options):
     optimizer: OptimizerOptions = Field(description="The optimizer and its learning-rate schedule.")
     deepspeed: DeepSpeedOptions = Field(
         default=DeepSpeedOptions(), description="ZeRO stage, and any other DeepSpeed setting, passed through."
+    )
+    observe: ObserveOptions = Field(
+        default=ObserveOptions(), description="What is looked at inside the model while it trains."
     )
     log: LogOptions = Field(default=LogOptions(), description="What is shown, and what goes to Weights & Biases.")
 

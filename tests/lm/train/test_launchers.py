@@ -63,8 +63,20 @@ def test_two_ranks_of_torchrun_train_as_one_process_does(
         for key in ("loss", "grad_norm", "validation_loss"):
             assert curve(folder, key) == pytest.approx(curve(alone, key), abs=1e-5), (stage, key)
         assert (folder / "complete.json").exists()
+        check_observations(folder, tmp_path / "stage-0", alone)
     for stage in (1, 3):
         check_one_process_goes_on(tmp_path / f"stage-{stage}", make_run, alone)
+
+
+def check_observations(folder: Path, unsharded: Path, alone: Path) -> None:
+    """Layers look the same at every stage; loss by position, which is of all tokens, on any number of ranks, too."""
+    first, of_unsharded, of_alone = (read_metrics(run / "metrics.jsonl")[0] for run in (folder, unsharded, alone))
+    layers = [key for key in first if key.startswith("layers/")]
+    assert {key.split("/")[1] for key in layers} > {"logit_max", "entropy", "half_life", "gradient_rms"}
+    for key in layers:
+        assert first[key] == pytest.approx(of_unsharded[key], rel=1e-4), key
+    for key in (key for key in of_alone if key.startswith("position_loss/")):
+        assert first[key] == pytest.approx(of_alone[key], rel=1e-4), key
 
 
 def check_one_process_goes_on(folder: Path, make_run: MakeRun, alone: Path) -> None:

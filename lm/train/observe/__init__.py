@@ -1,0 +1,1 @@
+"""What a run finds out about its model on the way, beside the loss."""
