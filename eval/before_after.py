@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from eval.length_figures import Bench
@@ -22,10 +22,11 @@ from eval.model import Model
 from lm.data.fingerprint import digest
 from lm.data.prepare import prepare
 from lm.errors import UserError
-from lm.export import model_of_run, read_run
+from lm.export import read_run
 from lm.extend import base
-from lm.extend.export import plain_model
+from lm.extend.export import base_model, merged_model
 from lm.extend.options import ExtendOptions
+from lm.extend.trainee import Extension
 from lm.hf.tokenizer import fast_tokenizer
 from lm.run_file import ExtensionFile, load_run_file
 from lm.train import distributed
@@ -48,6 +49,35 @@ class Subject:
     cost: Cost | None = None
 
 
+class _Base:
+    """An extension's base, loaded once for the models that are measured one after another."""
+
+    def __init__(self, run: ExtensionFile) -> None:
+        self._trainee = run.trainee
+        self._planned = base.plan_config(run.trainee.config, run.extend, training=False)
+        self._loaded: PreTrainedModel | None = None
+
+    def untouched(self) -> PreTrainedModel:
+        return self._under(self._trainee.config)
+
+    def repositioned(self) -> PreTrainedModel:
+        """With the new rotary positions."""
+        return self._under(self._planned)
+
+    def trained(self, root: Path) -> PreTrainedModel:
+        """With what the run in `root` trained. The weights are changed in place, so that memory holds them once."""
+        model = self.repositioned()
+        self._loaded = None
+        run = read_run(root)
+        assert isinstance(run.trainee, Extension)
+        return merged_model(run.trainee, run.weights, model)
+
+    def _under(self, config: PreTrainedConfig) -> PreTrainedModel:
+        if self._loaded is None:
+            self._loaded = base_model(self._trainee, self._trainee.config)
+        return base.reconfigured(self._loaded, config)
+
+
 def measure_after_training(run: ExtensionFile) -> None:
     """What the run's `measure` section asks for and is not there yet; rank 0 measures, and the others wait."""
     if distributed.launched_size() == 1:
@@ -66,12 +96,12 @@ def measure(run: ExtensionFile, root: Path, control: Path | None = None, again: 
     if run.measure is None or extend is None:
         raise UserError("measure: the run has no measure section, or no extension to measure")
     progress = Progress()
-    logging.disable_progress_bar()
     prepared = prepare(run.data)
     context = base.context(run.trainee.config)
     tokenizer = fast_tokenizer(prepared.tokenizer, extend.target_length)
     bench = Bench(run.measure, context, extend.target_length, prepared, tokenizer)
-    subjects = [*_subjects(run, extend, root), *(_control(run, control) if control is not None else ())]
+    loaded = _Base(run)
+    subjects = [*_subjects(run, extend, root, loaded), *(_control(run, control, loaded) if control is not None else ())]
     for missing in bench.left_out():
         progress.say(f"not measured: {missing}")
     with claimed_alone(root, "RUN", "at work"), _without_reminders():
@@ -146,19 +176,18 @@ def _under_evaluation(subject: Subject, run: ExtensionFile, bench: Bench) -> Mod
     return Model(model, bench.tokenizer, subject.name)
 
 
-def _subjects(run: ExtensionFile, extend: ExtendOptions, root: Path) -> Iterator[Subject]:
+def _subjects(run: ExtensionFile, extend: ExtendOptions, root: Path, loaded: _Base) -> Iterator[Subject]:
     """Untouched base, positions alone (where they change), result."""
     trainee = run.trainee
-    unquantized = trainee.base.model_copy(update={"quantization": "none"})
     state = digest([trainee.base.path, trainee.base.revision, trainee.config.to_json_string()])
-    yield Subject(BEFORE, state, lambda: base.load(unquantized, trainee.config, torch.float32))
+    yield Subject(BEFORE, state, loaded.untouched)
     if extend.rope.kind != "none":
         planned = base.plan_config(trainee.config, extend, training=False)
-        yield Subject(ROPE_ONLY, digest([state, planned.to_json_string()]), lambda: plain_model(trainee))
-    yield _trained(AFTER, run, root)
+        yield Subject(ROPE_ONLY, digest([state, planned.to_json_string()]), loaded.repositioned)
+    yield _trained(AFTER, run, root, loaded)
 
 
-def _trained(name: str, run: ExtensionFile, root: Path) -> Subject:
+def _trained(name: str, run: ExtensionFile, root: Path, loaded: _Base) -> Subject:
     steps = RunFolder(root).completed_steps
     if not steps:
         raise UserError(f"{root}: the run is not finished, so there is nothing to measure yet: train it to its end")
@@ -176,10 +205,10 @@ def _trained(name: str, run: ExtensionFile, root: Path) -> Subject:
         peak_memory=max(peaks, default=None),
     )
     last = {key: records[-1].get(key) for key in ("step", "loss", "grad_norm")} if records else {}
-    return Subject(name, digest(last), lambda: model_of_run(read_run(root))[0], cost)
+    return Subject(name, digest(last), lambda: loaded.trained(root), cost)
 
 
-def _control(run: ExtensionFile, root: Path) -> Iterator[Subject]:
+def _control(run: ExtensionFile, root: Path, loaded: _Base) -> Iterator[Subject]:
     """The run that shows what full attention would have given. Raises UserError for one that differs in more."""
     folder = RunFolder(root)
     if not folder.config.is_file():
@@ -190,7 +219,7 @@ def _control(run: ExtensionFile, root: Path) -> Iterator[Subject]:
     here, there = _compared(run), _compared(other)
     if differing := [f"{key} is {there[key]} there and {here[key]} here" for key in here if here[key] != there[key]]:
         raise UserError(f"--control: the run in {root} differs in more than attention: {'; '.join(differing)}")
-    yield _trained(CONTROL, other, root)
+    yield _trained(CONTROL, other, root, loaded)
 
 
 def _compared(run: ExtensionFile) -> dict[str, object]:

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from eval.model import Model
 from lm.errors import UserError
 from lm.export import model_of_run, read_run
 from lm.extend import base
 from lm.extend.options import BaseOptions
+from lm.hf.loading import forget_gguf, loading
 from lm.train.report.data import RUN_FILE
 
 ADAPTER_FILE = "adapter_config.json"
@@ -40,7 +40,6 @@ def open_model(
     Raises:
         UserError: there is no such model, it is no causal language model, or its tokenizer or base is missing.
     """
-    logging.disable_progress_bar()
     place = Path(path).expanduser()
     is_run, is_adapter = (place / RUN_FILE).is_file(), (place / ADAPTER_FILE).is_file()
     if adapter is not None and (is_run or is_adapter):
@@ -55,6 +54,7 @@ def open_model(
     else:
         options = BaseOptions(path=str(path), revision=revision)
         model, tokenizer = _load(options, None, dtype), _tokenizer(options)
+    forget_gguf()
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"{path}: its tokenizer has {len(tokenizer)} tokens, but the model embeds only {rows}")
@@ -89,7 +89,7 @@ def _adapted(
     if not (adapter / ADAPTER_FILE).is_file():
         raise UserError(f"{adapter} is not an adapter's folder: it has no {ADAPTER_FILE}")
     model = _load(options, adapter if (adapter / "config.json").is_file() else None, dtype)
-    with _mistakes(f"{adapter} on {options.path}"), warnings.catch_warnings():
+    with loading(), _mistakes(f"{adapter} on {options.path}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     own = (adapter / "tokenizer_config.json").is_file()
@@ -98,7 +98,8 @@ def _adapted(
 
 def _tokenizer(options: BaseOptions) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(**base.place(options))
+        with loading():
+            return AutoTokenizer.from_pretrained(**base.place(options))
     except (OSError, ValueError) as error:
         raise UserError(f"{options.path} brings no tokenizer that can be read: {_first_line(error)}") from None
 

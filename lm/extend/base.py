@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lm.data.fingerprint import digest
@@ -28,6 +29,7 @@ from lm.extend.rope_plan import ORIGINAL, covered_context, plan_rope
 from lm.hf import BraidConfig
 from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
+from lm.hf.loading import loading
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -43,7 +45,8 @@ def read_config(base: BaseOptions) -> PreTrainedConfig:
     else:
         head_dim = None
     try:
-        config = AutoConfig.from_pretrained(**place(base))
+        with loading():
+            config = AutoConfig.from_pretrained(**place(base))
     except (OSError, ValueError) as error:
         raise UserError(f"base.path: {base.path}: {str(error).strip().splitlines()[0]}") from None
     if head_dim is not None:
@@ -104,12 +107,22 @@ def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    model, info = AutoModelForCausalLM.from_pretrained(
-        **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
-    )
+    with loading():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
+        )
     if info["missing_keys"]:
         raise UserError(f"base.path: {base.path} lacks the weights {', '.join(sorted(info['missing_keys']))}")
     return model
+
+
+def reconfigured(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """The weights of `model`, which both share, in a model of another configuration that they fit."""
+    with no_init_weights():
+        result: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    result.load_state_dict(model.state_dict(), assign=True)
+    result.tie_weights()
+    return result.eval()
 
 
 def check_quantization(base: BaseOptions) -> None:
@@ -139,7 +152,8 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
     folder = cache_dir.expanduser() / f"tokenizer-of-{digest([str(own.resolve()), base.revision])}"
     if not (folder / "tokenizer.json").exists():
         try:
-            AutoTokenizer.from_pretrained(**place(base)).save_pretrained(folder)
+            with loading():
+                AutoTokenizer.from_pretrained(**place(base)).save_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"data.tokenizer: {base.path} brings none that can be read ({str(error).strip().splitlines()[0]}): "

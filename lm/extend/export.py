@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lm.data.tokenizers import Tokenizer
 from lm.errors import UserError
@@ -17,18 +17,23 @@ from lm.extend.adapters import add_adapters, whole_modules
 from lm.extend.trainee import Extension
 from lm.hf import BraidForCausalLM
 from lm.hf.export import Training, export_model
+from lm.hf.loading import loading
 from lm.hf.tokenizer import save_fast_tokenizer
 
 PREFIX = "model."
 """Of the base's parameters in `ExtendedModel`, and so in checkpoints."""
 
 
-def merged_model(extension: Extension, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+def merged_model(
+    extension: Extension, weights: Mapping[str, Tensor], model: PreTrainedModel | None = None
+) -> PreTrainedModel:
     """The extended model in fp32, adapters merged, in the base's own class.
 
     weights: the trained ones, by the names they have in a checkpoint. Raises UserError where they are others.
+    model: `plain_model` of the extension, if it is there already; it becomes the merged one.
     """
-    model = plain_model(extension)
+    if model is None:
+        model = plain_model(extension)
     if extension.lora is None:
         _fill(model, {name.removeprefix(PREFIX): weights[name] for name in weights})
         return model
@@ -47,7 +52,8 @@ def export_merged(
         export_model(folder, options, dict(model.named_parameters()), tokenizer, training)
         return
     _end_with(model, tokenizer.eos_id)
-    model.save_pretrained(folder)
+    with loading():
+        model.save_pretrained(folder)
     length = extension.context
     save_fast_tokenizer(tokenizer, folder, length)
     settings = folder / "tokenizer_config.json"  # a Hugging Face tokenizer is copied with the old length
@@ -77,14 +83,19 @@ def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Ten
         module, _, leaf = name.removeprefix(PREFIX).rpartition(".")
         renamed[f"{module}.modules_to_save.default.{leaf}" if module in whole else f"{module}.{leaf}"] = tensor
     _fill(model, renamed)
-    adapted.save_pretrained(folder)
+    with loading():
+        adapted.save_pretrained(folder)
     model.config.save_pretrained(folder)
 
 
 def plain_model(extension: Extension) -> PreTrainedModel:
     """The base with the extended configuration, in fp32: new rotary positions, and nothing trained."""
+    return base_model(extension, base.plan_config(extension.config, extension.extend, training=False))
+
+
+def base_model(extension: Extension, config: PreTrainedConfig) -> PreTrainedModel:
+    """The base's weights in fp32, under a configuration that they fit."""
     unquantized = extension.base.model_copy(update={"quantization": "none"})
-    config = base.plan_config(extension.config, extension.extend, training=False)
     return base.load(unquantized, config, torch.float32)
 
 

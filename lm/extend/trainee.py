@@ -18,6 +18,7 @@ from lm.extend.adapters import add_adapters, learning_rate_factors
 from lm.extend.model import extended, fingerprint
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.extend.plan import plan_extension
+from lm.hf.loading import forget_gguf
 from lm.plan import Plan
 from lm.train.checkpoint import Counters
 from lm.train.model_file import save_weights
@@ -74,6 +75,7 @@ class Extension:
     def build(self) -> Built:
         config = base.plan_config(self.config, self.extend, training=True)
         model = base.load(self.base, config, self.dtype)
+        forget_gguf()  # training has better use for the memory
         result = extended(model, self.group_size)
         if self.lora is None:
             model.requires_grad_(True)

@@ -16,6 +16,7 @@ from lm.extend.options import BaseOptions
 from lm.graft.options import GraftOptions
 from lm.hf import BraidConfig, BraidForCausalLM
 from lm.hf.families import describe, translate
+from lm.hf.loading import forget_gguf
 from lm.hf.patterns import assemble, with_pattern
 from lm.model.options import ModelOptions
 
@@ -80,6 +81,7 @@ class Operation:
     def weights(self) -> dict[str, Tensor]:
         """The base's weights in float32, by the names of a Braid model, a tied one once."""
         model = base.load(self.base, self.config, torch.float32)
+        forget_gguf()
         if isinstance(model, BraidForCausalLM):
             return {name: parameter.detach() for name, parameter in model.named_parameters()}
         return dict(translate(self.config, model.state_dict()))

@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
-from transformers.utils.logging import disable_progress_bar
 
 from lm import __version__
 from lm.data.tokenizers import Tokenizer
 from lm.hf.bundle import AUTO_MAP, write_remote_code
 from lm.hf.configuration import BraidConfig
+from lm.hf.loading import loading
 from lm.hf.modeling import BraidForCausalLM
 from lm.hf.tokenizer import save_fast_tokenizer
 from lm.model.options import ModelOptions
@@ -85,8 +85,8 @@ def export_model(
         # Saving imports DeepSpeed, which otherwise prints that it guesses.
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        disable_progress_bar()
-        model.save_pretrained(written, max_shard_size=max_shard_size)
+        with loading():
+            model.save_pretrained(written, max_shard_size=max_shard_size)
         save_fast_tokenizer(tokenizer, written, options.max_position_embeddings or model.config.max_position_embeddings)
         write_remote_code(written)
         (written / "README.md").write_text(_card(folder.absolute().name, model, options, training), encoding="utf-8")

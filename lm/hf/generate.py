@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
-from transformers.utils import logging
 
 import lm.hf  # noqa: F401 - registers Braid models with the Auto classes
 from lm.errors import UserError
+from lm.hf.loading import loading
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def chat(folder: str, sampling: Sampling) -> None:
 
 
 def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with loading():
+            model = AutoModelForCausalLM.from_pretrained(folder).eval()
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}") from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

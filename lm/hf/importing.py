@@ -21,6 +21,7 @@ from transformers import (
 from lm.errors import UserError
 from lm.hf.configuration import BraidConfig
 from lm.hf.families import describe, translate
+from lm.hf.loading import forget_gguf, loading, parsed_gguf
 from lm.hf.patterns import Layer, assemble, with_pattern
 from lm.model.options import ModelOptions
 
@@ -85,12 +86,15 @@ def import_model(
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
         )  # saving imports DeepSpeed, which otherwise prints that it guesses
-    model.save_pretrained(folder)
+    with loading():
+        model.save_pretrained(folder)
     no_tokenizer = None
     try:
-        AutoTokenizer.from_pretrained(origin.place, **origin.file).save_pretrained(folder)
+        with loading():
+            AutoTokenizer.from_pretrained(origin.place, **origin.file).save_pretrained(folder)
     except (OSError, ValueError) as error:
         no_tokenizer = str(error).strip().split("\n")[0]
+    forget_gguf()
     return Imported(config, report, model.num_parameters(), dtype, no_tokenizer)
 
 
@@ -117,7 +121,8 @@ class _Origin:
     def config(self) -> PreTrainedConfig:
         head_dim = None if self.gguf is None else check_gguf(Path(self.place, self.gguf))
         try:
-            config = AutoConfig.from_pretrained(self.place, **self.file)
+            with loading():
+                config = AutoConfig.from_pretrained(self.place, **self.file)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.place}: {error}") from None
         if head_dim is not None:
@@ -126,7 +131,10 @@ class _Origin:
 
     def model(self, config: PreTrainedConfig) -> PreTrainedModel:
         extra = self.file if self.gguf is None else self.file | {"quantization_config": GgufConfig(dequantize=True)}
-        model, info = AutoModelForCausalLM.from_pretrained(self.place, config=config, output_loading_info=True, **extra)
+        with loading():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.place, config=config, output_loading_info=True, **extra
+            )
         if info["missing_keys"]:
             raise UserError(f"{self.place}: the weights {', '.join(sorted(info['missing_keys']))} are missing")
         return model
@@ -137,11 +145,7 @@ def check_gguf(path: Path) -> int | None:
 
     Raises UserError for rotary scalings, which transformers leaves unread.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise UserError(f"{path}: reading GGUF files needs the package gguf: pip install gguf") from None
-    reader = GGUFReader(path)
+    reader = parsed_gguf(path)
     architecture = reader.fields["general.architecture"].contents()
     scaling = reader.fields.get(f"{architecture}.rope.scaling.type")
     if any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors) or (

@@ -19,6 +19,7 @@ from eval.perplexity import last_tokens
 from eval.text import pieces, read_text
 from lm.cli import main
 from lm.data.prepare import prepare
+from lm.extend import base
 from lm.run_file import ExtensionFile, load_run_file
 from lm.train.loop import train
 
@@ -236,6 +237,24 @@ def test_mistakes_are_said(
 ) -> None:
     assert main(["measure", *arguments(root)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The bases whose weights are read in a test."""
+    made: list[str] = []
+    load = base.load
+    monkeypatch.setattr(base, "load", lambda *args: made.append(args[0].path) or load(*args))
+    return made
+
+
+def test_weights_are_read_once_for_all_models(run: Path, root: Path, loads: list[str]) -> None:
+    before = found(run)["models"]
+    assert main(["measure", str(run), "--again"]) == 0
+    assert loads == [str(root / "base")]
+    for name, model in found(run)["models"].items():
+        values = [[figure["value"] for figure in each["figures"]] for each in (model, before[name])]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
 def test_the_base_is_left_as_it_was(measured: Path, root: Path) -> None:

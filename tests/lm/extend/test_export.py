@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lm.data.tokenizers import BytesTokenizer
 from lm.errors import UserError
-from lm.extend.export import export_adapter, export_merged, merged_model
+from lm.extend.base import plan_config, reconfigured
+from lm.extend.export import base_model, export_adapter, export_merged, merged_model, plain_model
 from lm.extend.trainee import Extension
 from lm.hf.export import Training
 from lm.model.documents import Documents
@@ -103,6 +104,18 @@ def test_merging_adds_the_scaled_product(make_extension, rslora: bool, scale: fl
         name = a.removeprefix("model.").replace(".lora_A.default", "")
         product = weights[a.replace("lora_A", "lora_B")] @ weights[a]
         torch.testing.assert_close(merged[name] - original[name], scale * product, atol=1e-5, rtol=1e-5)
+
+
+def test_loaded_weights_serve_several_configurations(make_extension) -> None:
+    extension = make_extension(None)
+    loaded = base_model(extension, extension.config)
+    expected, before = logits_of(plain_model(extension)), logits_of(loaded)
+    found = reconfigured(loaded, plan_config(extension.config, extension.extend, training=False))
+    assert torch.equal(logits_of(found), expected)
+    assert not torch.equal(expected, before)
+    assert torch.equal(logits_of(reconfigured(found, extension.config)), before)
+    assert {p.data_ptr() for p in found.parameters()} == {p.data_ptr() for p in loaded.parameters()}
+    assert found.num_parameters() == loaded.num_parameters(), "tied weights stay one"
 
 
 def test_a_whole_model_is_no_adapter(make_extension, tmp_path: Path) -> None:

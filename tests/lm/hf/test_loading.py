@@ -1,0 +1,85 @@
+"""What a user sees of transformers' reading and writing of models: nothing, and no GGUF file is parsed twice for it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from gguf.gguf_reader import GGUFReader
+from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
+from transformers.utils import logging
+
+from lm.errors import UserError
+from lm.extend.options import BaseOptions, ExtendOptions
+from lm.extend.trainee import Extension
+from lm.hf.importing import import_model
+from lm.hf.loading import forget_gguf, loading, parsed_gguf
+
+from .test_importing import save_original, write_gguf
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    write_gguf(save_original("llama", tmp_path / "original"), "llama", path)
+    return path
+
+
+@pytest.fixture
+def parses(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was parsed."""
+    counts: Counter[str] = Counter()
+    parse = GGUFReader.__init__
+
+    def counted(self: GGUFReader, path: str, *args: object) -> None:
+        counts[Path(path).name] += 1
+        parse(self, path, *args)
+
+    monkeypatch.setattr(GGUFReader, "__init__", counted)
+    forget_gguf()
+    return counts
+
+
+def test_an_import_parses_its_file_once(gguf_file: Path, tmp_path: Path, parses: Counter[str]) -> None:
+    import_model(str(gguf_file), tmp_path / "imported")
+    assert parses == {"model.gguf": 1}
+
+
+def test_an_extension_parses_its_base_once(gguf_file: Path, parses: Counter[str]) -> None:
+    extend = ExtendOptions(target_length=512)
+    for _ in range(2):  # a run file is read before a trainee is made of it
+        trainee = Extension(BaseOptions(path=str(gguf_file)), extend, None, torch.float32, 1e-3)
+        trainee.check(tokens=10, sequence_length=8)
+    trainee.build()
+    assert parses == {"model.gguf": 1}
+
+
+def test_a_file_that_changed_is_parsed_again(gguf_file: Path, parses: Counter[str]) -> None:
+    first = parsed_gguf(gguf_file)
+    assert parsed_gguf(gguf_file) is first
+    os.utime(gguf_file, ns=(1, 1))
+    assert parsed_gguf(gguf_file) is not first
+    gguf_file.write_bytes(b"GGUF" + bytes(200))
+    with pytest.raises(UserError, match=r"model\.gguf is not a GGUF file that can be read"):
+        import_model(str(gguf_file), gguf_file.parent / "imported")
+
+
+def test_no_bar_is_drawn(gguf_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    AutoModelForCausalLM.from_pretrained(tmp_path / "original")
+    assert "it/s" in capfd.readouterr().err, "transformers draws none by itself any more: is `loading` still needed?"
+    import_model(str(gguf_file), tmp_path / "imported")
+    Extension(BaseOptions(path=str(gguf_file)), None, None, torch.float32, 1e-3).build()
+    assert capfd.readouterr().err == ""
+
+
+def test_transformers_is_left_as_it_was() -> None:
+    before = gguf.GGUFReader, modeling_gguf_pytorch_utils.tqdm, logging.set_tqdm_hook(None)
+    with loading():
+        assert gguf.GGUFReader is parsed_gguf
+    with pytest.raises(ZeroDivisionError), loading():
+        _ = 1 / 0
+    assert (gguf.GGUFReader, modeling_gguf_pytorch_utils.tqdm, logging.set_tqdm_hook(None)) == before
