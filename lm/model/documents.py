@@ -7,8 +7,10 @@ document-relative indices, so attention cannot leave its document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +33,17 @@ class Visible:
     first: Tensor
     end: Tensor
     kv_heads: tuple[int, ...]
+
+    @property
+    def groups(self) -> Iterator[range]:
+        """The key/value heads of each group."""
+        return (range(begin, end) for begin, end in pairwise(accumulate(self.kv_heads, initial=0)))
+
+    def of_heads(self, kv_heads: range) -> Visible:
+        """What the queries of some key/value heads see."""
+        counts = [sum(head in kv_heads for head in group) for group in self.groups]
+        present = [index for index, count in enumerate(counts) if count]
+        return Visible(self.first[present], self.end, tuple(counts[index] for index in present))
 
 
 @dataclass(frozen=True)
@@ -68,12 +81,14 @@ class Documents:
     past: [D] int64, tokens of each document that came before this stream and live in a cache.
     document: [N] int64, the document of each token.
     position: [N] int64, the place of each token in its document, `past` included.
+    share: given where this stream is one rank's share of a longer one; `past` then lies on the ranks before.
     """
 
     lengths: Tensor
     past: Tensor
     document: Tensor
     position: Tensor
+    share: Share | None = None
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -111,6 +126,11 @@ class Documents:
         return self.past + self.lengths
 
     @property
+    def whole(self) -> Tensor:
+        """[D] int64: tokens of each document, those of the ranks behind included."""
+        return self.total if self.share is None else self.share.whole
+
+    @property
     def cu_seqlens(self) -> Tensor:
         """[D + 1] int64: document d is tokens `cu_seqlens[d]` to `cu_seqlens[d + 1] - 1` of the stream."""
         return torch.nn.functional.pad(torch.cumsum(self.lengths, 0), (1, 0))
@@ -138,6 +158,16 @@ class Documents:
         first = torch.maximum(visible.first, keys.first[self.document])
         return Intervals(start=first + offset, end=visible.end + offset, kv_heads=visible.kv_heads)
 
+    def preceded(self, tokens: int) -> Documents:
+        """The stream that begins so many tokens earlier, which are all of the first document's past."""
+
+        def build() -> Documents:
+            more = torch.zeros_like(self.past)
+            more[:1] = tokens
+            return Documents.from_lengths(self.lengths + more, self.past - more)
+
+        return self.memo(("preceded", tokens), build) if tokens else self
+
     def dilated(self, dilation: int) -> tuple[Tensor, Documents]:
         """The stream regrouped so that tokens `dilation` apart become neighbours.
 
@@ -149,6 +179,50 @@ class Documents:
         count = self.num_documents * dilation
         lengths = torch.bincount(residue, minlength=count)
         return order, Documents.from_lengths(lengths, residue_counts(self.past, dilation))
+
+
+class Share(ABC):
+    """A rank's contiguous share of a stream that several ranks hold together, and how it deals with the others.
+
+    Only the first document of a share can have begun before it, so what a rank lacks is always one run of tokens, or of
+    a mixer's keys, right before its own. `lm.model.shares` has the one implementation; mixers know this one only.
+
+    stream: the documents of the whole stream. whole: [D] int64, tokens that each document of the share has there.
+    bounds: rank r holds tokens bounds[r] to bounds[r + 1] of the stream.
+    """
+
+    stream: Documents
+    whole: Tensor
+    bounds: tuple[int, ...]
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks hold the stream."""
+        return len(self.bounds) - 1
+
+    @abstractmethod
+    def by_heads(self, mixer: Any) -> bool:
+        """Whether this mixer trades tokens for heads, rather than look at what its neighbours hold."""
+
+    @abstractmethod
+    def heads(self, heads: int) -> range:
+        """Those of so many heads that `to_heads` brings to this rank."""
+
+    @abstractmethod
+    def to_heads(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """[n, heads, width] of this rank's tokens to [N, heads / ranks, width] of the whole stream. Collective."""
+
+    @abstractmethod
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """[N, heads / ranks, width] of the whole stream to [n, heads, width] of this rank's tokens. Collective."""
+
+    @abstractmethod
+    def fetch(self, tensors: Sequence[Tensor], first: Sequence[int], owned: Sequence[int]) -> tuple[Tensor, ...]:
+        """This rank's rows [n, ...] behind those it needs of the ranks before. Collective.
+
+        owned: rank r has rows owned[r] to owned[r + 1] of a list. first: it needs all from first[r] on. Every rank must
+        use what it is given, rows or not, so that gradients can come back.
+        """
 
 
 def residue_counts(tokens: Tensor, dilation: int) -> Tensor:

@@ -18,7 +18,7 @@ def shifted_visible(documents: Documents, group_size: int, kv_heads: int) -> Vis
     A document that fits into one group is not cut: the shifted heads would split it for nothing.
     """
     position = documents.position
-    shift = torch.where(documents.total > group_size, group_size // 2, 0)[documents.document]
+    shift = torch.where(documents.whole > group_size, group_size // 2, 0)[documents.document]
     first = torch.stack(
         [
             (position + s).div(group_size, rounding_mode="floor") * group_size - s

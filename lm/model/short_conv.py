@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from lm.model.cache import MixerCache
-from lm.model.documents import Documents
+from lm.model.documents import Documents, Share
 
 _STATE = "short_conv"
 
@@ -38,8 +40,11 @@ class ShortConvolution(nn.Module):
         """x [N, hidden_size] to the same shape and dtype, summed in at least float32. A cache is read, then updated."""
         before = self.before
         place, first, last = documents.memo(("short_conv", before), lambda: _layout(documents, before))
-        # Each document behind as many inputs from before this stream: zeros, or what the cache kept.
-        padded = x.new_zeros(len(place) + len(first), x.shape[1]).index_copy(0, place, x)
+        given, filled = x, place
+        if documents.share is not None:
+            given, filled = self._with_neighbours(x, place, documents.share)
+        # Each document behind as many inputs from before this stream: zeros, or what a cache or other ranks have.
+        padded = x.new_zeros(len(place) + len(first), x.shape[1]).index_copy(0, filled, given)
         if cache is not None:
             padded = padded.index_copy(0, first, cache.states[_STATE].flatten(0, 1))
             cache.states[_STATE] = padded[last].view_as(cache.states[_STATE])
@@ -48,6 +53,26 @@ class ShortConvolution(nn.Module):
         for shift in range(1, before + 1):
             mixed = mixed + padded[before - shift : len(padded) - shift] * weight[shift]
         return x + mixed.index_select(0, place - before).to(x.dtype)
+
+    def _with_neighbours(self, x: Tensor, place: Tensor, share: Share) -> tuple[Tensor, Tensor]:
+        """The inputs behind those that the ranks before hold of the same document, and the place of each."""
+        (given,) = share.fetch((x,), self.first_tokens(share.stream, share.bounds), share.bounds)
+        before = torch.arange(self.before - (len(given) - len(x)), self.before, device=place.device)
+        return given, torch.cat((before, place))
+
+    def first_tokens(self, stream: Documents, bounds: Sequence[int]) -> list[int]:
+        """For each rank, which holds tokens bounds[r] to bounds[r + 1] of a stream, the first that it sees."""
+        index = torch.arange(stream.num_tokens, device=stream.position.device)
+        return stream.memo(
+            ("short_conv", self.before, "first tokens"),
+            lambda: self.earliest(stream, index)[list(bounds[:-1])].tolist(),
+        )
+
+    def neighbour_bytes(self, stream: Documents, bounds: Sequence[int], dtype: torch.dtype) -> list[int]:
+        """As `Mixer.neighbour_bytes`."""
+        size = self.weight.shape[1] * dtype.itemsize
+        asked = self.first_tokens(stream, bounds)
+        return [size * (begin - first) for begin, first in zip(bounds, asked, strict=False)]
 
     def extend_cache(self, cache: MixerCache, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         """Gives an empty cache of `rows` documents the inputs before their first tokens."""

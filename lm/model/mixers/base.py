@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -100,12 +101,28 @@ class Mixer(nn.Module, ABC, Generic[OptionsT]):
         below: [N] int64, the same for this layer's inputs; both never decrease within a document.
         """
 
-    def scored_pairs(self, documents: Documents) -> int:
-        """Query-key pairs scored over all heads: each costs 4 x head_dim FLOPs (scores and values)."""
+    def scores(self, documents: Documents) -> Tensor:
+        """[N] int64: query-key pairs that each token scores over all heads: 4 x head_dim FLOPs (scores and values)."""
         visible = self.visible(documents)
         queries_per_key = self.dimensions.num_attention_heads // sum(visible.kv_heads)
-        per_group = (visible.end - visible.first.clamp(min=0)).clamp(min=0).sum(dim=1)
-        return sum(int(p) * heads * queries_per_key for p, heads in zip(per_group, visible.kv_heads, strict=True))
+        seen = (visible.end - visible.first.clamp(min=0)).clamp(min=0)
+        heads = torch.tensor(visible.kv_heads, device=seen.device)
+        return queries_per_key * (heads[:, None] * seen).sum(dim=0)
+
+    def scored_pairs(self, documents: Documents) -> int:
+        """Query-key pairs scored over all heads and tokens."""
+        return int(self.scores(documents).sum())
+
+    @abstractmethod
+    def head_values(self, ranks: int) -> tuple[int, int] | None:
+        """Numbers per token that go to other heads' ranks together, and that come back; None where heads do not divide.
+
+        For streams that several ranks hold together; see `lm.model.shares`.
+        """
+
+    @abstractmethod
+    def neighbour_bytes(self, stream: Documents, bounds: Sequence[int], dtype: torch.dtype) -> list[int]:
+        """Bytes that each rank asks of those before it where rank r holds tokens bounds[r] to bounds[r + 1]."""
 
     def init_weights(self, std: float) -> None:
         """Draws every weight from N(0, std) and sets biases to 0; a mixer with other needs extends this."""

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 
 from lm.model.documents import Documents, Visible
-from lm.model.mixers.attention import HeadGroup, SoftmaxMixer, SoftmaxOptions
 from lm.model.mixers.base import Dimensions
+from lm.model.mixers.softmax import HeadGroup, SoftmaxMixer, SoftmaxOptions
 
 
 class LongShortOptions(SoftmaxOptions):

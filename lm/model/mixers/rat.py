@@ -12,6 +12,7 @@ chunk needs no rotation. There are few distinct queries and keys (`qk_groups`); 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,7 +23,8 @@ from kernels.gated_scan import Chunks, gated_scan
 from kernels.interval_attention import interval_attention
 from kernels.interval_attention.slots import Slots, attend_slots
 from lm.model.cache import KeyValues, MixerCache
-from lm.model.documents import Documents, KeyList, Visible
+from lm.model.carried_state import add_carried, opening_ranks
+from lm.model.documents import Documents, KeyList, Share, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
 from lm.model.rope import RopeScaling, rope_table, rotate
 
@@ -80,12 +82,17 @@ class Rat(Mixer[RatOptions]):
 
     def forward(self, x: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
         q, k = (proj(x).unflatten(1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj))
-        # Heads as [heads / qk_groups, qk_groups]: head h of the flat order then uses group h mod qk_groups.
-        groups = (self.heads // self.options.qk_groups, self.options.qk_groups, self.head_dim)
-        v = self.v_proj(x).unflatten(1, groups)
-        gate = torch.sigmoid(self.forget_proj(x).to(_at_least_float32(x.dtype))).unflatten(1, groups)
-        k = k[:, None].expand_as(v)
-        mixed = self._attend(q, k, v, gate, documents, cache)
+        v, forget = (proj(x).unflatten(1, (-1, self.head_dim)) for proj in (self.v_proj, self.forget_proj))
+        share = documents.share if documents.share is not None and documents.share.by_heads(self) else None
+        if share is not None:
+            q, k, v, forget = self._to_heads(q, k, v, forget, share)
+            documents = share.stream
+        # Heads as [heads / groups, groups]: head h of the flat order then uses group h mod groups.
+        v, forget = (s.unflatten(1, (-1, q.shape[1])) for s in (v, forget))
+        gate = torch.sigmoid(forget.to(_at_least_float32(x.dtype)))
+        mixed = self._attend(q, k[:, None].expand_as(v), v, gate, documents, cache)
+        if share is not None:
+            mixed = share.to_tokens(mixed)
         out: Tensor = self.o_proj(torch.sigmoid(self.output_gate_proj(x)) * mixed.to(x.dtype).flatten(1))
         return out
 
@@ -94,7 +101,11 @@ class Rat(Mixer[RatOptions]):
     ) -> Tensor:
         if cache is None:
             k_run, v_run = (s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
+            if documents.share is not None:
+                k_run, v_run = add_carried((k_run, v_run), gate.flatten(1, 2), self.options.chunk_size, documents)
             keys, values = self._entries(k_run, v_run, documents, self._final_tokens(documents), v.dtype)
+            if (share := documents.share) is not None:
+                keys, values = share.fetch((keys, values), *self._first_and_owned(share.stream, share.bounds))
             key_list = self._final_list(documents)
         elif documents.one_each:
             return self._step(q, k, v, gate, documents, cache)
@@ -103,12 +114,14 @@ class Rat(Mixer[RatOptions]):
             self._store(k_run, v_run, documents, cache, v.dtype)
             key_list = self._final_list(documents)
             keys, values = cache.buffers[0].read(key_list.first, key_list.last)
-        own_score = self._repeat(q * self.own_scale).to(k_run.dtype).mul(k_run).sum(-1)
+        heads = k_run.shape[1]
+        own_score = _repeat(q * self.own_scale, heads).to(k_run.dtype).mul(k_run).sum(-1)
         intervals = documents.memo(
-            (self.options, self.dimensions), lambda: documents.intervals(self.visible(documents), key_list)
+            (self.options, self.dimensions, heads),
+            lambda: documents.intervals(self.visible(documents).of_heads(range(heads)), key_list),
         )
         return interval_attention(
-            self._repeat(self._rotate(q, documents)),
+            _repeat(self._rotate(q, documents), heads),
             keys,
             values,
             intervals,
@@ -121,8 +134,8 @@ class Rat(Mixer[RatOptions]):
         finished = position.div(self.options.chunk_size, rounding_mode="floor")
         return Visible(torch.zeros_like(position)[None], finished, (self.heads,))
 
-    def scored_pairs(self, documents: Documents) -> int:
-        return super().scored_pairs(documents) + self.heads * documents.num_tokens
+    def scores(self, documents: Documents) -> Tensor:
+        return super().scores(documents) + self.heads
 
     def earliest(self, documents: Documents, below: Tensor) -> Tensor:
         return below[documents.cu_seqlens[:-1][documents.document]]
@@ -152,7 +165,9 @@ class Rat(Mixer[RatOptions]):
         size = self.options.chunk_size
 
         def build() -> Chunks:
-            starts = torch.nonzero(documents.position % size == 0).flatten()
+            begins = documents.position % size == 0
+            begins[:1] = True  # the first chunk may have begun on another rank
+            starts = torch.nonzero(begins).flatten()
             return Chunks(torch.cat((starts, starts.new_tensor([documents.num_tokens]))))
 
         return documents.memo(("chunks", size), build)
@@ -167,6 +182,37 @@ class Rat(Mixer[RatOptions]):
             tokens.div(self.options.chunk_size, rounding_mode="floor") for tokens in (documents.past, documents.total)
         )
         return KeyList(torch.zeros_like(past), past, total)
+
+    def _to_heads(self, q: Tensor, k: Tensor, v: Tensor, forget: Tensor, share: Share) -> tuple[Tensor, ...]:
+        """All tokens of this rank's heads, with the groups that these use, repeated where they are too few."""
+        repeat = math.lcm(q.shape[1], share.ranks) // q.shape[1]
+        return share.to_heads(q.repeat(1, repeat, 1), k.repeat(1, repeat, 1), v, forget)
+
+    def head_values(self, ranks: int) -> tuple[int, int] | None:
+        groups = math.lcm(self.options.qk_groups, ranks)
+        if self.heads % groups:
+            return None
+        return (2 * groups + 2 * self.heads) * self.head_dim, self.heads * self.head_dim
+
+    def neighbour_bytes(self, stream: Documents, bounds: Sequence[int], dtype: torch.dtype) -> list[int]:
+        values, states = self.heads * self.head_dim, _at_least_float32(dtype).itemsize
+        opening = opening_ranks(stream, bounds, self.options.chunk_size)
+        finals = zip(*self._first_and_owned(stream, bounds), strict=False)
+        return [
+            values * (3 * (rank - opened) * states + 2 * (owned - first) * dtype.itemsize)
+            for rank, (opened, (first, owned)) in enumerate(zip(opening, finals, strict=True))
+        ]
+
+    def _first_and_owned(self, stream: Documents, bounds: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of all finals of a stream: the first that each rank needs, and how many lie before each of the bounds."""
+        size = self.options.chunk_size
+
+        def build() -> tuple[list[int], list[int]]:
+            owned = torch.searchsorted(self._final_tokens(stream), torch.tensor(bounds, device=stream.lengths.device))
+            finished = stream.position[list(bounds[:-1])].div(size, rounding_mode="floor")
+            return (owned[:-1] - finished).tolist(), owned.tolist()
+
+        return stream.memo(("first and owned", size), build)
 
     def _entries(
         self, k_run: Tensor, v_run: Tensor, documents: Documents, tokens: Tensor, dtype: torch.dtype
@@ -189,10 +235,6 @@ class Rat(Mixer[RatOptions]):
             ),
         )
         return rotate(x, (cos, sin) if tokens is None else (cos[tokens], sin[tokens]))
-
-    def _repeat(self, x: Tensor) -> Tensor:
-        """Queries of the groups [N, qk_groups, head_dim] for every head, group h mod qk_groups for head h."""
-        return x.repeat(1, self.heads // self.options.qk_groups, 1)
 
     def _continued_scan(
         self, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache
@@ -245,7 +287,12 @@ class Rat(Mixer[RatOptions]):
         key = self._rotate(cache.states["running_key"], documents).to(v.dtype)
         value = cache.states["running_value"].to(v.dtype)
         finals.write(key, value, documents.document, slots.used - 1, slots.used)
-        return attend_slots(self._repeat(self._rotate(q, documents)), finals.keys, finals.values, slots)
+        return attend_slots(_repeat(self._rotate(q, documents), self.heads), finals.keys, finals.values, slots)
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    """Queries of the groups [N, groups, head_dim] for every head, group h mod groups for head h."""
+    return x.repeat(1, heads // x.shape[1], 1)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from lm.model.documents import Documents, Visible
-from lm.model.mixers.attention import SoftmaxMixer, SoftmaxOptions
 from lm.model.mixers.base import Dimensions
+from lm.model.mixers.softmax import SoftmaxMixer, SoftmaxOptions
 from lm.model.shifted_groups import halved_kv_heads, shifted_visible
 
 
@@ -42,15 +42,17 @@ class ShiftedShort(SoftmaxMixer[ShiftedShortOptions]):
     options_class = ShiftedShortOptions
 
     def visible(self, documents: Documents) -> Visible:
-        position, kv_heads = documents.position, self.dimensions.num_key_value_heads
+        position = documents.position
         if not self.training:
-            return Visible(torch.zeros_like(position)[None], position + 1, (kv_heads,))
-        return shifted_visible(documents, self.options.group_size, self._split_heads())
+            return Visible(torch.zeros_like(position)[None], position + 1, (self.kv_heads,))
+        return shifted_visible(documents, self.options.group_size, self.kv_heads)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-        if self.training and (repeat := self._split_heads() // self.dimensions.num_key_value_heads) > 1:
+    @property
+    def kv_heads(self) -> int:
+        kv_heads = self.dimensions.num_key_value_heads
+        return halved_kv_heads(kv_heads, self.dimensions.num_attention_heads) if self.training else kv_heads
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+        if (repeat := self.kv_heads // k.shape[1]) > 1:
             k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        return super().attend(q, k, v, documents)
-
-    def _split_heads(self) -> int:
-        return halved_kv_heads(self.dimensions.num_key_value_heads, self.dimensions.num_attention_heads)
+        return super().mix(q, k, v, documents)
