@@ -18,6 +18,7 @@ DATA = {"lm.data", *BASE}
 PLAN = {"lm.plan", *MODEL}
 HF = {"lm.hf", *MODEL}
 TRAIN = {"lm.train", "lm.hf", "lm.plan", "lm.yaml_tree", *MODEL, *DATA}
+TRAIN_OPTIONS = {"lm.train.options", "lm.train.optimizer_options", *BASE}
 EXTEND = {"lm.extend", *TRAIN}
 GRAFT = {"lm.graft", *EXTEND}
 RUN_FILE = {"lm.run_file", "lm.option_errors", "eval.options", *GRAFT}
@@ -44,12 +45,14 @@ FLOORS: dict[str, set[str]] = {
     "lm.hf.export": {"lm.__version__", *HF, *DATA},
     "lm.plan": PLAN,
     "lm.train": TRAIN,
-    "lm.train.options": {"lm.train.deepspeed_keys", *BASE},
+    "lm.train.options": TRAIN_OPTIONS,
+    "lm.train.optimizer_options": TRAIN_OPTIONS,
+    "lm.train.deepspeed_options": {"lm.train.deepspeed_keys", *BASE},
     "lm.train.observe.options": BASE,
     "lm.extend": EXTEND,
     "lm.extend.options": BASE,
     "lm.graft": GRAFT,
-    "lm.graft.options": {"lm.model.options", "lm.train.options", *BASE},
+    "lm.graft.options": {"lm.model.options", *TRAIN_OPTIONS},
     "lm.run_file": RUN_FILE,
     "lm.plan_table": RUN_FILE,
     "lm.export": RUN_FILE,

@@ -8,7 +8,8 @@ from pydantic import Field, field_serializer
 
 from lm.model.options import AnyMixer
 from lm.options import Options
-from lm.train.options import CosineSchedule, OptimizerOptions, ScheduleOptions, check_batch, check_schedule
+from lm.train.optimizer_options import CosineSchedule, OptimizerOptions, ScheduleOptions, check_schedule
+from lm.train.options import check_batch
 
 
 class RegressionOptimizerOptions(OptimizerOptions):

@@ -27,7 +27,7 @@ from lm.train.folder import Run, RunFolder
 from lm.train.hook import Hook
 from lm.train.loop import DTYPES, Training, train
 from lm.train.model_file import full_weights
-from lm.train.options import OptimizerOptions
+from lm.train.optimizer_options import OptimizerOptions
 from lm.train.periodic import Periodic
 from lm.train.progress import Progress
 from lm.train.report import load_report_data, save_report_data

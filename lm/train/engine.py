@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.errors import UserError
 from lm.model.documents import Documents
+from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
 from lm.train.optimizer import build_optimizer
-from lm.train.options import DeepSpeedOptions, OptimizerOptions, TrainOptions
+from lm.train.optimizer_options import OptimizerOptions
+from lm.train.options import TrainOptions
 from lm.train.shards import Fragment, adam_step, fragments, initialise_moments, publish, set_adam_step
 
 

@@ -23,10 +23,12 @@ from pydantic import ValidationError
 from lm.data.options import DataOptions
 from lm.errors import UserError
 from lm.train.claim import claimed
+from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
 from lm.train.manifest import checkpoints
 from lm.train.observe.options import ObserveOptions
-from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions
+from lm.train.optimizer_options import OptimizerOptions
+from lm.train.options import LogOptions, TrainOptions
 from lm.train.report.data import RUN_FILE
 from lm.train.tensor_file import replace_text
 from lm.train.trainee import Trainee

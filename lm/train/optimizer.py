@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm.train.options import OptimizerOptions
+from lm.train.optimizer_options import OptimizerOptions
 
 
 def parameter_groups(

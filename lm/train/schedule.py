@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lm.train.options import (
+from lm.train.optimizer_options import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,

@@ -8,8 +8,10 @@ from pydantic import Field, model_validator
 
 from lm.data.options import DataOptions
 from lm.options import Options
+from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.observe.options import ObserveOptions
-from lm.train.options import DeepSpeedOptions, LogOptions, OptimizerOptions, TrainOptions, check_run
+from lm.train.optimizer_options import OptimizerOptions
+from lm.train.options import LogOptions, TrainOptions, check_run
 
 
 class Sections(Options):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.train.options import (
+from lm.train.optimizer_options import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,

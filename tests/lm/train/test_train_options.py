@@ -2,15 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH, REFUSED, ZERO_KEYS
-from lm.train.options import (
-    ConstantSchedule,
-    DeepSpeedOptions,
-    OptimizerOptions,
-    TrainOptions,
-    WsdSchedule,
-    check_run,
-    schedule_steps,
-)
+from lm.train.deepspeed_options import DeepSpeedOptions
+from lm.train.optimizer_options import ConstantSchedule, OptimizerOptions, WsdSchedule, schedule_steps
+from lm.train.options import TrainOptions, check_run
 
 
 def train_options(**values: object) -> TrainOptions:

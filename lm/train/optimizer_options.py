@@ -1,0 +1,95 @@
+"""The run file's `optimizer` section: the optimizer and its learning rate over the run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lm.options import Options
+
+
+class _Warmup(Options):
+    warmup_steps: float = Field(
+        default=0,
+        ge=0,
+        description="Steps of linear warm-up from 0; a number below 1 is a fraction of train.steps.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> _Warmup:
+        for key in ("warmup_steps", "decay_steps"):
+            value = getattr(self, key, 0)
+            if value >= 1 and value != int(value):
+                raise ValueError(f"{key} is {value}: give a whole number of steps, or a fraction of them below 1")
+        return self
+
+
+class ConstantSchedule(_Warmup):
+    """Warm-up, then the peak learning rate to the end."""
+
+    kind: Literal["constant"] = Field(default="constant", description="Peak learning rate after the warm-up.")
+
+
+class LinearSchedule(_Warmup):
+    """Warm-up, then a straight line down to `min_lr_ratio` of the peak at the last step."""
+
+    kind: Literal["linear"] = Field(description="Straight decay after the warm-up.")
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="Last learning rate over the peak.")
+
+
+class CosineSchedule(_Warmup):
+    """Warm-up, then half a cosine down to `min_lr_ratio` of the peak at the last step."""
+
+    kind: Literal["cosine"] = Field(description="Half-cosine decay after the warm-up.")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Last learning rate over the peak.")
+
+
+class WsdSchedule(_Warmup):
+    """Warm-up, stable at the peak, then a decay over the last `decay_steps` (warmup-stable-decay)."""
+
+    kind: Literal["wsd"] = Field(description="Stable peak between the warm-up and a late decay.")
+    decay_steps: float = Field(
+        default=0.2, gt=0, description="Steps of the final decay; a number below 1 is a fraction of train.steps."
+    )
+    decay_shape: Literal["linear", "cosine", "sqrt"] = Field(
+        default="sqrt", description="Shape of the decay; sqrt is 1 - sqrt(progress)."
+    )
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="Last learning rate over the peak.")
+
+
+ScheduleOptions = Annotated[
+    ConstantSchedule | LinearSchedule | CosineSchedule | WsdSchedule, Field(discriminator="kind")
+]
+
+
+class OptimizerOptions(Options):
+    """AdamW and its learning-rate schedule. Norms, biases and embeddings are not decayed."""
+
+    kind: Literal["adamw"] = Field(default="adamw", description="The optimizer.")
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.95), description="Decay rates of the first and second moments."
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled weight decay of matrices.")
+    schedule: ScheduleOptions = Field(
+        default=ConstantSchedule(), description="Learning rate as a function of the step."
+    )
+
+
+def schedule_steps(value: float, steps: int) -> int:
+    """Whole steps that `warmup_steps` or `decay_steps` mean in a run of `steps` (below 1: a fraction of them)."""
+    return round(value * steps) if value < 1 else int(value)
+
+
+def check_schedule(key: str, schedule: ScheduleOptions, steps_key: str, steps: int) -> None:
+    """Raise ValueError if the parts of a schedule are longer than a run of `steps`."""
+    warmup = schedule_steps(schedule.warmup_steps, steps)
+    decay = schedule_steps(schedule.decay_steps, steps) if isinstance(schedule, WsdSchedule) else 0
+    if warmup + decay > steps:
+        keys = "warmup_steps" if not decay else "warmup_steps and decay_steps"
+        raise ValueError(
+            f"{key}'s {keys} take {warmup + decay} steps, but {steps_key} is {steps}: "
+            f"lower them, or give them as fractions below 1"
+        )
