@@ -80,5 +80,9 @@ class Batches:
             begin = end
         return spans
 
+    def origin(self, span: DocumentSpan) -> tuple[str, int]:
+        """The file that a document was read from, and the byte of its line or its row there; 0 where it is the file."""
+        return self.sources[span.source].origin(span.document - self._first_document[span.source])
+
     def _document_id(self, source: int, document: int) -> int:
         return document if document == PADDING_DOCUMENT else self._first_document[source] + document

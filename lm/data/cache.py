@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from lm.errors import UserError
@@ -112,10 +112,10 @@ def _on_disk(folder: Path, names: list[str]) -> dict[str, list[int]]:
     return {name: [(status := (folder / name).stat()).st_size, status.st_mtime_ns] for name in names}
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """The checksum of each file of a cached folder, from its manifest."""
+def contents(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """The checksum of each file of a cached folder that has one of these names, from its manifest."""
     files = json.loads((folder / _MANIFEST).read_text())["files"]
-    return {name: file["sha256"] for name, file in files.items()}
+    return {name: file["sha256"] for name, file in files.items() if name.rpartition("/")[2] in names}
 
 
 def _write_manifest(folder: Path) -> None:

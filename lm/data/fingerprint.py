@@ -26,3 +26,8 @@ def unit_hash(content: bytes, purpose: str, seed: int) -> float:
     """A number in [0, 1) that depends on nothing but the arguments: the same content gets the same number anywhere."""
     key = f"{purpose}:{seed}".encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=key).digest(), "little") / 2**64
+
+
+def wide_hash(content: bytes) -> bytes:
+    """16 bytes that differ for different contents, as far as there are fewer than billions of billions of them."""
+    return hashlib.blake2b(content, digest_size=16).digest()

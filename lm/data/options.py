@@ -8,6 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from lm.data.recall_options import CopyOptions, GeneratedOptions, MqarOptions, ParityOptions
+from lm.data.source_options import (
+    BadRecords,
+    FilterOptions,
+    HubOptions,
+    MaxDocumentBytes,
+    MaxEpochs,
+    Weight,
+    template_fields,
+)
 from lm.options import Options
 
 
@@ -73,28 +82,11 @@ _Path = Annotated[
     str,
     Field(
         min_length=1,
-        description="A file, a folder (searched recursively), or a glob without braces. Files of other kinds below a "
-        "folder are ignored and counted.",
+        description="A file, a folder (searched recursively), or a glob without braces; with `hub`, a dataset of the "
+        "Hub or a folder laid out as one. Files of other kinds below a folder are ignored and counted.",
     ),
 ]
-_Weight = Annotated[
-    float,
-    Field(
-        gt=0,
-        allow_inf_nan=False,
-        description="Share of the training rows, relative to the other sources' weights. A source that runs out "
-        "begins its next epoch.",
-    ),
-]
-_MaxEpochs = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        allow_inf_nan=False,
-        description="How often its rows are read at most, such as 4 or 0.5; left out: any number. After that the "
-        "others share its part, and a run without others must end. Stages count each for itself.",
-    ),
-]
+_Hub = Annotated[HubOptions | None, Field(description="Load `path` from the Hugging Face Hub; {} takes every default.")]
 _TooLong = Annotated[
     Literal["drop", "refuse"],
     Field(
@@ -105,30 +97,61 @@ _TooLong = Annotated[
 
 
 class SourceOptions(Options):
-    """Texts, all of which is learned. A .txt, .md or .py file is one document; .jsonl and .parquet hold one per record.
+    """Texts, all of which is learned. A .txt, .md or .py file is one document; a .jsonl, .parquet or .arrow file holds
+    one per record. Files but .parquet and .arrow may be compressed (.gz, .zst).
 
     The path `python-stdlib` stands for the .py files of this Python.
     """
 
     kind: Literal["text"] = Field(default="text", description="Texts; may be left out.")
     path: _Path
-    weight: _Weight = 1.0
-    max_epochs: _MaxEpochs = None
-    text_field: str = Field(
-        default="text", min_length=1, description="Field that holds the text in jsonl and parquet records."
+    hub: _Hub = None
+    weight: Weight = 1.0
+    max_epochs: MaxEpochs = None
+    bad_records: BadRecords = None
+    max_document_bytes: MaxDocumentBytes = 100_000_000
+    text_field: str = Field(default="text", min_length=1, description="Field that holds the text of a record.")
+    template: str | None = Field(
+        default=None,
+        description="How a record becomes a text, where that is more than one field: `# {title}\\n\\n{body}`. Excludes "
+        "text_field.",
     )
+    filters: FilterOptions = Field(default=FilterOptions(), description="Which documents are kept.")
+    drop_duplicates: bool = Field(
+        default=False,
+        description="Keep one of several equal texts, the first. The source is read twice, since equal texts may stand "
+        "in different shards.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_the_text(self) -> SourceOptions:
+        if self.template is not None:
+            template_fields(self.template)
+            if "text_field" in self.model_fields_set and self.text_field != "text":
+                raise ValueError("template says which fields make the text: remove text_field, or template")
+        return self
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of a record that are read."""
+        text = [self.text_field] if self.template is None else template_fields(self.template)
+        return list(dict.fromkeys([*text, *self.filters.where]))
 
 
 class PairsOptions(Options):
-    """Prompts with an answer each, the only part that is learned: records of .json (a list), .jsonl or .parquet files.
+    """Prompts with an answer each, the only part that is learned: records of .json (a list), .jsonl,
+    .parquet or .arrow files.
 
     A sample is one document, never divided; a row holds as many as fit.
     """
 
     kind: Literal["sft"] = Field(description="Prompts and answers, for supervised fine-tuning.")
     path: _Path
-    weight: _Weight = 1.0
-    max_epochs: _MaxEpochs = None
+    hub: _Hub = None
+    weight: Weight = 1.0
+    max_epochs: MaxEpochs = None
+    bad_records: BadRecords = None
+    max_document_bytes: MaxDocumentBytes = 100_000_000
     prompt_field: str | None = Field(
         default=None,
         min_length=1,
@@ -154,15 +177,19 @@ class PairsOptions(Options):
 
 
 class ChatOptions(Options):
-    """Conversations, of which the assistant's messages are learned: records of .json (a list), .jsonl or .parquet.
+    """Conversations, of which the assistant's messages are learned: records of .json (a list), .jsonl,
+    .parquet or .arrow files.
 
     They are written by the chat template of a Hugging Face tokenizer. A conversation is one document, never divided.
     """
 
     kind: Literal["chat"] = Field(description="Conversations, for supervised fine-tuning.")
     path: _Path
-    weight: _Weight = 1.0
-    max_epochs: _MaxEpochs = None
+    hub: _Hub = None
+    weight: Weight = 1.0
+    max_epochs: MaxEpochs = None
+    bad_records: BadRecords = None
+    max_document_bytes: MaxDocumentBytes = 100_000_000
     messages_field: str = Field(
         default="messages",
         min_length=1,
@@ -219,6 +246,12 @@ class DataOptions(Options):
     sequence_length: int = Field(ge=1, description="Tokens per row. Texts are cut at row ends, samples never.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the order of rows.")
     validation: ValidationOptions = Field(default=ValidationOptions(), description="The held-out documents.")
+    shard_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes on disk, about, that are tokenized as one piece: what a kill loses at most, and what nodes "
+        "share out. Left out: 4 MB to 1 GB, by the size of the source.",
+    )
     cache_dir: Path = Field(
         default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."
     )

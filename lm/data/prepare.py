@@ -8,28 +8,25 @@ Any number of processes may prepare at once; one works and the others wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from lm.data.batches import Batches
-from lm.data.cache import cached_folder, contents
+from lm.data.cache import contents
 from lm.data.fingerprint import digest
+from lm.data.manifest import Manifest
 from lm.data.mix import Mix, SourceRows
-from lm.data.options import DataOptions, NumbersOptions, SentencePieceOptions, SourceOptions
+from lm.data.options import DataOptions, NumbersOptions, SourceOptions
 from lm.data.order import SequentialOrder
-from lm.data.readers import Document
 from lm.data.recall import ENDLESS, GeneratedRows
 from lm.data.recall_options import GeneratedOptions
-from lm.data.rows import Rows, rows_of
-from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
+from lm.data.rows import JoinedRows, Rows, rows_of
 from lm.data.sources import Source, find_source
-from lm.data.split import Split
 from lm.data.statistics import Statistics, unigram_bits_per_byte
-from lm.data.store import TokenStore
-from lm.data.tokenizers import NumbersTokenizer, Tokenizer, existing_tokenizer, load_tokenizer
-from lm.data.tokenizing import FORMAT, Fitted, Progress, Tokenized, tokenized
+from lm.data.store import CONTENT, TokenStore
+from lm.data.tokenizer_of import tokenizer_of
+from lm.data.tokenizers import NumbersTokenizer, Tokenizer
+from lm.data.tokenizing import FORMAT, Progress, Tokenized, make_shards, tokenized
 from lm.errors import UserError
 
 
@@ -58,6 +55,14 @@ class Validation:
         return b"".join(store.text.tobytes() for store in self.stores)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Samples longer than a row: of how many the prompts were cut, and how many were dropped."""
+
+    cut: int = 0
+    dropped: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """All that training needs to know of the data.
@@ -69,7 +74,7 @@ class Prepared:
         fingerprint: equal for equal tokens in equal order, wherever the files lie and whenever they were written.
         statistics: counts of the training text; None where rows are generated.
         validation_statistics: counts of the held-out text; zeros where there is none.
-        fitted: what became of samples longer than a row.
+        manifests: what is in the tokens of each source; none where rows are generated.
         mix: the sources, for rows of other lengths in another mix.
     """
 
@@ -79,8 +84,13 @@ class Prepared:
     fingerprint: str
     statistics: Statistics | None
     validation_statistics: Statistics
-    fitted: Fitted
+    manifests: tuple[Manifest, ...]
     mix: Mix
+
+    @property
+    def fitted(self) -> Fitted:
+        """What became of samples longer than a row."""
+        return Fitted(sum(made.cut for made in self.manifests), sum(made.dropped for made in self.manifests))
 
     def stage(self, index: int, sequence_length: int, weights: Sequence[float] | None = None) -> Batches:
         """The training rows of stage `index` of a run, in rows of another length and by other weights, one per source.
@@ -94,48 +104,74 @@ class Prepared:
         return self.mix.batches(index, sequence_length, weights)
 
 
-def prepare(options: DataOptions, progress: Progress | None = None) -> Prepared:
+def prepare(options: DataOptions, progress: Progress | None = None, processes: int | None = None) -> Prepared:
     """Finds, tokenizes (or recognises in the cache) and opens the data of a run.
+
+    processes: that tokenize; one for each core if left out.
 
     Raises:
         UserError: naming the key, whatever of the sources, the tokenizer, the split or the cache cannot work.
     """
     if isinstance(options.tokenizer, NumbersOptions):
         return _generated(options, options.tokenizer)
-    texts = [source for source in options.sources if not isinstance(source, GeneratedOptions)]
-    sources = [find_source(source, f"data.sources.{index}") for index, source in enumerate(texts)]
+    sources = _sources(options)
     report = progress or (lambda stage, done, total: None)
-    tokenizer = existing_tokenizer(options.tokenizer) or _trained_tokenizer(options, sources, report)
-    found = [tokenized(options, source, tokenizer, report) for source in sources]
+    tokenizer = tokenizer_of(options, sources, report)
+    found = [tokenized(options, source, tokenizer, report, processes) for source in sources]
     for source, made in zip(sources, found, strict=True):
-        if not made.train.num_documents:
-            raise UserError(_nothing_left(options, source, made.fitted))
-    train, held_out = [made.train for made in found], [made.held_out for made in found]
+        if not made.shards:
+            raise UserError(_nothing_left(options, source, made.manifest))
     mix = Mix(
-        [
-            SourceRows(
-                partial(rows_of, made.train),
-                source.options.weight,
-                source.options.max_epochs,
-                None if isinstance(source.options, SourceOptions) else options.sequence_length,
-            )
-            for source, made in zip(sources, found, strict=True)
-        ],
+        [_source_rows(options, source, made) for source, made in zip(sources, found, strict=True)],
         options.sequence_length,
         options.seed,
     )
     weights = [source.weight for source in options.sources]
-    made_of = [contents(made.folder) for made in found]
+    made_of = [[contents(store.folder.parent, CONTENT) for store in made.shards] for made in found]
+    held_out = [made.held_out for made in found]
+    held_of = [contents(store.folder.parent, CONTENT) for store in held_out]
+    decisive = [FORMAT, tokenizer.fingerprint, made_of, held_of, weights, options.sequence_length, options.seed]
+    manifest = sum((made.manifest for made in found), Manifest())
     return Prepared(
         tokenizer=tokenizer,
         train=mix.batches(),
         validation=_validation(options, sources, found),
-        fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, weights, options.sequence_length, options.seed]),
-        statistics=Statistics.of(train),
+        fingerprint=digest(decisive),
+        statistics=Statistics.of_training(manifest),
         validation_statistics=Statistics.of(held_out),
-        fitted=sum((made.fitted for made in found), Fitted()),
+        manifests=tuple(made.manifest for made in found),
         mix=mix,
     )
+
+
+def prepare_node(
+    options: DataOptions, node: tuple[int, int], progress: Progress | None = None, processes: int | None = None
+) -> list[tuple[str, int, int]]:
+    """Makes the shards that fall to node k of n, node = (k, n) with k from 1; `prepare` finds them when all are there.
+
+    Nodes share `data.cache_dir`, and see the sources under the same paths.
+    Returns for each source its name, how many of its shards are there, and how many there will be.
+    """
+    report = progress or (lambda stage, done, total: None)
+    sources = _sources(options)
+    tokenizer = tokenizer_of(options, sources, report)
+    return [
+        (source.options.path, *make_shards(options, source, tokenizer, report, processes, node)) for source in sources
+    ]
+
+
+def _sources(options: DataOptions) -> list[Source]:
+    texts = [source for source in options.sources if not isinstance(source, GeneratedOptions)]
+    return [find_source(source, f"data.sources.{index}", options.shard_bytes) for index, source in enumerate(texts)]
+
+
+def _source_rows(options: DataOptions, source: Source, made: Tokenized) -> SourceRows:
+    def rows(sequence_length: int) -> Rows:
+        rows = [rows_of(store, sequence_length) for store in made.shards]
+        return rows[0] if len(rows) == 1 else JoinedRows(rows)
+
+    only_length = None if isinstance(source.options, SourceOptions) else options.sequence_length
+    return SourceRows(rows, source.options.weight, source.options.max_epochs, only_length)
 
 
 def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:
@@ -164,12 +200,12 @@ def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:
         fingerprint=digest([FORMAT, numbers.size, made_of, options.sequence_length, options.seed]),
         statistics=None,
         validation_statistics=Statistics.of([]),
-        fitted=Fitted(),
+        manifests=(),
         mix=mix,
     )
 
 
-def _nothing_left(options: DataOptions, source: Source, fitted: Fitted) -> str:
+def _nothing_left(options: DataOptions, source: Source, fitted: Manifest) -> str:
     named = f"{source.key}, '{source.options.path}'"
     if fitted.dropped:
         return (
@@ -187,7 +223,7 @@ def _validation(options: DataOptions, sources: list[Source], found: list[Tokeniz
         return None
     stores = [made.held_out for made in found if made.held_out.num_documents]
     if not stores:
-        if any(made.fitted.dropped for made in found):
+        if any(made.manifest.dropped for made in found):
             raise UserError(
                 f"data.sequence_length: {options.sequence_length} is too short for the held-out samples, whose answers "
                 "are longer. Raise it, set data.validation.seed to hold out others, or data.validation.fraction=0."
@@ -208,31 +244,5 @@ def _validation(options: DataOptions, sources: list[Source], found: list[Tokeniz
         batches=Batches(rows, order),
         num_rows=len(order),
         stores=tuple(stores),
-        unigram_bits_per_byte=unigram_bits_per_byte([made.train for made in found], stores),
+        unigram_bits_per_byte=unigram_bits_per_byte([made.train_counts for made in found], stores),
     )
-
-
-def _trained_tokenizer(options: DataOptions, sources: list[Source], report: Progress) -> Tokenizer:
-    wanted = options.tokenizer
-    assert isinstance(wanted, SentencePieceOptions)
-    size = sum(source.size for source in sources)
-
-    def documents() -> Iterator[Document]:
-        done = 0
-        for source in sources:
-            split = Split.of(source, options.validation)
-            for document in source.documents():
-                done += len(document.utf8)
-                report("sampling text for the tokenizer", done, max(done, size))
-                yield from (part for part, held_out in split.parts(document) if not held_out)
-
-    def build(folder: Path) -> None:
-        passages = sample_passages(documents(), wanted.sample_bytes)
-        report("training the tokenizer", 0, 0)
-        if not passages:
-            raise UserError("data.sources: no text is left to train a tokenizer on; lower data.validation.fraction.")
-        train_sentencepiece(wanted, passages).save(folder)
-
-    decisive = [FORMAT, wanted.model_dump(mode="json"), options.validation.model_dump(mode="json")]
-    key = digest([*decisive, *(source.made_of() for source in sources)])
-    return load_tokenizer(cached_folder(options.cache_dir.expanduser(), f"tokenizer-{key}", build))

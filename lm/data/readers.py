@@ -1,37 +1,55 @@
-"""Readers of the file kinds: each walks one file and yields its documents, and what it could not read.
+"""Readers of the file kinds: each walks a part of one file and yields its documents, and what it could not read.
 
-A kind holds a text (`TEXTS`) or records of named fields (`RECORDS`); a new one is a function and a line there.
+A kind holds a text (`TEXTS`) or records of named fields (`RECORDS`); a new one is a function and a line there. A file
+whose kind tells where a record begins can be read in parts: lines of .jsonl by bytes, .parquet by row groups.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
 
+from lm.data.compression import CannotOpenError, kind_of, open_bytes
 from lm.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
+class Part:
+    """A file, or those of its records that begin between `begin` and `end`: bytes of lines, row groups of parquet.
+
+    size: bytes on disk, about.
+    """
+
+    path: Path
+    size: int = 0
+    begin: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
 class Document:
-    """One non-empty text, and the same as UTF-8."""
+    """One non-empty text, and the same as UTF-8. origin: the file, and the byte of its line, or its row."""
 
     text: str
     utf8: bytes
+    origin: tuple[str, int] = field(default=("", 0), kw_only=True)
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What could not be read, where, and why."""
+    """What could not be read, or is left out: where, why, and of which kind that is."""
 
     path: Path
     where: str
     reason: str
+    kind: str = "unreadable"
 
     def __str__(self) -> str:
         return f"'{self.path}' cannot be read at {self.where}: {self.reason}"
@@ -39,54 +57,120 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Record:
-    """Named values, and where they stand."""
+    """Named values, and where they stand; `at`: the byte of a line, or the row. place: the same in words, or how to
+    find them, which may take reading."""
 
     path: Path
-    where: str
+    place: str | Callable[[], str]
     values: dict[str, Any]
+    at: int = 0
+
+    @property
+    def where(self) -> str:
+        """Where it stands, in words."""
+        return self.place if isinstance(self.place, str) else self.place()
 
 
-def read_text(path: Path) -> Iterator[Document | Unreadable]:
+@dataclass(frozen=True)
+class Wanted:
+    """What a reader is to give: these fields, where it can tell them apart, of records of at most so many bytes."""
+
+    fields: Sequence[str] = ()
+    max_bytes: int = 2**62
+
+
+def read_text(part: Part, wanted: Wanted) -> Iterator[Document | Unreadable]:
     """A whole file as one document, line ends untouched."""
     try:
-        utf8 = path.read_bytes()
-        if utf8:
-            yield Document(utf8.decode(), utf8)
-    except OSError as error:
-        yield Unreadable(path, "its opening", str(error.strerror))
+        with open_bytes(part.path) as file:
+            utf8 = file.read(wanted.max_bytes + 1)
+        if len(utf8) > wanted.max_bytes:
+            yield _too_long(part.path, "its beginning", "the file", wanted)
+        elif utf8:
+            yield Document(utf8.decode(), utf8, origin=(str(part.path), 0))
+        else:
+            yield empty(part.path, "its beginning")
+    except CannotOpenError as error:
+        yield Unreadable(part.path, "its opening", str(error), "unreadable file")
     except UnicodeDecodeError as error:
-        yield Unreadable(path, f"byte {error.start}", "not UTF-8 text")
+        yield Unreadable(part.path, f"byte {error.start}", "not UTF-8 text", "not UTF-8")
+    except (OSError, EOFError) as error:
+        yield Unreadable(part.path, "its end", f"not a whole file ({error})", "truncated")
 
 
-def read_jsonl(path: Path, field: str | None = None) -> Iterator[Record | Unreadable]:
+def read_jsonl(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
     """One JSON object per line; blank lines are ignored."""
+    path = part.path
+    start, counted = part.begin, 0
+
+    def where(byte: int | None = None) -> str:
+        return _line(part, counted, start if byte is None else byte)
+
     try:
-        with path.open("rb") as lines:
-            start = 0
-            for number, line in enumerate(lines, 1):
-                where = f"line {number} (byte {start})"
-                start += len(line)
-                if not line.strip():
+        with open_bytes(path) as file:
+            if part.begin:
+                file.seek(part.begin - 1)
+                start += _skip_line(file) - 1  # the line that began before belongs to the part before
+            while part.end is None or start < part.end:
+                line = file.readline(wanted.max_bytes + 2)
+                if not line:
+                    return
+                counted += 1
+                if len(line) > wanted.max_bytes + 1:
+                    yield _too_long(path, where(), "the line", wanted)
+                    start += len(line) + _skip_line(file)
                     continue
-                try:
-                    yield _record(path, where, json.loads(line.decode()))
-                except UnicodeDecodeError as error:
-                    yield Unreadable(path, f"line {number} (byte {start - len(line) + error.start})", "not UTF-8 text")
-                except ValueError as error:
-                    yield Unreadable(path, where, f"not JSON ({error})")
-    except OSError as error:
-        yield Unreadable(path, "its opening", str(error.strerror))
+                if line.strip():
+                    try:
+                        place = partial(_line, part, counted, start)
+                        yield _record(path, place, start, json.loads(line.decode()))
+                    except UnicodeDecodeError as error:
+                        yield Unreadable(path, where(start + error.start), "not UTF-8 text", "not UTF-8")
+                    except ValueError as error:
+                        yield Unreadable(path, where(), f"not JSON ({error})", "not JSON")
+                start += len(line)
+    except CannotOpenError as error:
+        yield Unreadable(path, "its opening", str(error), "unreadable file")
+    except (OSError, EOFError) as error:  # of a decompressor, which says what it misses
+        counted += 1
+        yield Unreadable(path, where(), f"not a whole file ({error})", "truncated")
 
 
-def read_json(path: Path, field: str | None = None) -> Iterator[Record | Unreadable]:
+def _line(part: Part, counted: int, byte: int) -> str:
+    """A line in words, by its number in the part. Only asked where something is to be named."""
+    number = counted
+    if part.begin:
+        number += 1
+        with part.path.open("rb") as file:
+            while block := file.read(min(1 << 20, part.begin - 1 - file.tell())):
+                number += block.count(b"\n")
+    return f"line {number} (byte {byte})"
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Bytes to the end of the line, which are let go."""
+    skipped = 0
+    while block := file.readline(1 << 20):
+        skipped += len(block)
+        if block.endswith(b"\n"):
+            break
+    return skipped
+
+
+def read_json(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
     """A JSON list of objects: the text in memory, one object at a time."""
+    path = part.path
     try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        yield Unreadable(path, "its opening", str(error.strerror))
+        with open_bytes(path) as file:
+            text = file.read().decode()
+    except CannotOpenError as error:
+        yield Unreadable(path, "its opening", str(error), "unreadable file")
+        return
+    except (OSError, EOFError) as error:
+        yield Unreadable(path, "its end", f"not a whole file ({error})", "truncated")
         return
     except UnicodeDecodeError as error:
-        yield Unreadable(path, f"byte {error.start}", "not UTF-8 text")
+        yield Unreadable(path, f"byte {error.start}", "not UTF-8 text", "not UTF-8")
         return
     decoder, number, where = json.JSONDecoder(), 0, "its beginning"
     at = _token(text, 0)
@@ -98,14 +182,14 @@ def read_json(path: Path, field: str | None = None) -> Iterator[Record | Unreada
             number += 1
             where = f"record {number} (character {at})"
             value, at = decoder.raw_decode(text, at)
-            yield _record(path, where, value)
+            yield _record(path, where, number, value)
             at = _token(text, at)
             if text[at : at + 1] == ",":
                 at = _token(text, at + 1)
             elif text[at : at + 1] != "]":
                 raise ValueError(f"a comma or the end of the list is expected at character {at}")
     except ValueError as error:
-        yield Unreadable(path, where, f"not JSON ({error})")
+        yield Unreadable(path, where, f"not JSON ({error})", "not JSON")
 
 
 def _token(text: str, at: int) -> int:
@@ -115,69 +199,88 @@ def _token(text: str, at: int) -> int:
     return at
 
 
-def read_parquet(path: Path, field: str | None = None) -> Iterator[Record | Unreadable]:
-    """The rows of a parquet file, a few in memory at a time; of `field` alone where there is one of that name."""
+def read_parquet(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
+    """The rows of a parquet file, a few in memory at a time; of the wanted fields alone where it has them all."""
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            columns = [field] if field in table.schema_arrow.names else None
-            for batch in table.iter_batches(batch_size=256, columns=columns):
+        with pyarrow.parquet.ParquetFile(part.path) as table:
+            names = table.schema_arrow.names
+            columns = list(wanted.fields) if wanted.fields and set(wanted.fields) <= set(names) else None
+            groups = range(part.begin, table.num_row_groups if part.end is None else part.end)
+            row = sum(table.metadata.row_group(group).num_rows for group in range(part.begin))
+            for batch in table.iter_batches(batch_size=256, row_groups=list(groups), columns=columns):
                 for values in batch.to_pylist():
                     row += 1
-                    yield Record(path, f"row {row}", values)
+                    yield Record(part.path, f"row {row}", values, row)
     except (OSError, pyarrow.ArrowException) as error:
-        yield Unreadable(path, f"row {row + 1}", f"not a whole parquet file ({str(error).splitlines()[0]})")
+        reason = f"not a whole parquet file ({str(error).splitlines()[0]})"
+        yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
 
 
-def read_texts(path: Path, field: str, key: str) -> Iterator[Document | Unreadable]:
-    """The documents of a file of text, or of one whose records hold a text each in `field`.
+def read_arrow(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
+    """The rows of an Arrow file, in either of its layouts: of a stream, as `datasets` writes it, or with an index."""
+    row = 0
+    try:
+        with pyarrow.memory_map(str(part.path)) as source:
+            for batch in _arrow_batches(source):
+                columns = [name for name in batch.schema.names if name in wanted.fields]
+                chosen = batch.select(columns) if columns and len(columns) == len(wanted.fields) else batch
+                for begin in range(0, chosen.num_rows, 256):
+                    for values in chosen.slice(begin, 256).to_pylist():
+                        row += 1
+                        yield Record(part.path, f"row {row}", values, row)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = f"not a whole Arrow file ({str(error).splitlines()[0]})"
+        yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
 
-    Raises UserError, naming `key`, for a record without the field.
-    """
-    suffix = path.suffix.lower()
-    if suffix in TEXTS:
-        yield from TEXTS[suffix](path)
+
+def _arrow_batches(source: Any) -> Iterator[Any]:
+    if source.read(6) == b"ARROW1":
+        with pyarrow.ipc.open_file(source) as table:
+            yield from (table.get_batch(number) for number in range(table.num_record_batches))
         return
-    for record in RECORDS[suffix](path, field):
-        if isinstance(record, Unreadable):
-            yield record
-        else:
-            if field not in record.values:
-                raise missing_field(record, field, f"{key}.text_field")
-            yield from _document(record, record.values[field])
+    source.seek(0)
+    with pyarrow.ipc.open_stream(source) as stream:
+        yield from stream
 
 
-def missing_field(record: Record, field: str, key: str) -> UserError:
+def missing_field(record: Record, name: str, key: str) -> UserError:
     """What to say of a record without a field that `key` names."""
     return UserError(
-        f"{key}: '{record.path}' has no field '{field}' in {record.where}; "
-        f"it has {', '.join(record.values) or 'none'}.{did_you_mean(field, record.values)}"
+        f"{key}: '{record.path}' has no field '{name}' in {record.where}; "
+        f"it has {', '.join(record.values) or 'none'}.{did_you_mean(name, record.values)}"
     )
 
 
-def _record(path: Path, where: str, value: Any) -> Record | Unreadable:
-    return Record(path, where, value) if isinstance(value, dict) else Unreadable(path, where, "not a JSON object")
+def empty(path: Path, where: str) -> Unreadable:
+    """A text without a character."""
+    return Unreadable(path, where, "the text is empty", "empty")
 
 
-def _document(record: Record, value: object) -> Iterator[Document | Unreadable]:
-    if not isinstance(value, str):
-        reason = f"the text field holds {type(value).__name__}, not text"
-        yield Unreadable(record.path, record.where, reason)
-        return
-    try:
-        if value:
-            yield Document(value, value.encode())
-    except UnicodeEncodeError as error:
-        yield Unreadable(record.path, record.where, f"half of a surrogate pair at character {error.start}")
+def _too_long(path: Path, where: str, what: str, wanted: Wanted) -> Unreadable:
+    reason = f"{what} has more than the {wanted.max_bytes} bytes of max_document_bytes"
+    return Unreadable(path, where, reason, "too long")
 
 
-TEXTS: dict[str, Callable[[Path], Iterator[Document | Unreadable]]] = {
+def _record(path: Path, place: str | Callable[[], str], at: int, value: Any) -> Record | Unreadable:
+    record = Record(path, place, value, at)
+    return record if isinstance(value, dict) else Unreadable(path, record.where, "not a JSON object", "not JSON")
+
+
+TEXTS: dict[str, Callable[[Part, Wanted], Iterator[Document | Unreadable]]] = {
     ".txt": read_text,
     ".md": read_text,
     ".py": read_text,
 }
-RECORDS: dict[str, Callable[[Path, str | None], Iterator[Record | Unreadable]]] = {
+RECORDS: dict[str, Callable[[Part, Wanted], Iterator[Record | Unreadable]]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
+
+
+def reader_of(path: Path) -> Callable[[Part, Wanted], Iterator[Document | Record | Unreadable]] | None:
+    """What reads files of this name; None where nothing does."""
+    kind = kind_of(path)
+    return TEXTS.get(kind) or RECORDS.get(kind)

@@ -38,6 +38,9 @@ class GeneratedRows:
     def pieces(self, row: int) -> list[Piece]:
         return [Piece(row, self.sequence_length, 0)]
 
+    def origin(self, document: int) -> tuple[str, int]:
+        return self._options.kind, document
+
     def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
         """Writes one row, which is one document, as `lm.data.rows.Rows` has it."""
         random = Generator(PCG64([*self._key, row]))

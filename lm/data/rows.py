@@ -6,7 +6,9 @@ left of a row is filled up with a masked document of its own.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,6 +45,9 @@ class Rows(Protocol):
     def pieces(self, row: int) -> list[Piece]:
         """What a row consists of, in order; lengths sum to T. No token is read."""
 
+    def origin(self, document: int) -> tuple[str, int]:
+        """Where a document was read, as `lm.data.store.TokenStore` has it; of one that is made, its kind and number."""
+
     def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
         """Writes one row into `tokens` and `targets` [T] int64, -100 where there is nothing to predict.
 
@@ -52,7 +57,45 @@ class Rows(Protocol):
 
 def rows_of(store: TokenStore, sequence_length: int) -> Rows:
     """The rows of a store, by what it holds."""
-    return WholeRows(store, sequence_length) if len(store.targets) else StreamRows(store, sequence_length)
+    return WholeRows(store, sequence_length) if store.has_targets else StreamRows(store, sequence_length)
+
+
+class JoinedRows:
+    """The rows of several stores, one store after another."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = tuple(parts)
+        self.sequence_length = parts[0].sequence_length
+        self._rows = list(accumulate(map(len, parts), initial=0))
+        self._documents = list(accumulate((part.num_documents for part in parts), initial=0))
+        self.num_documents = self._documents[-1]
+
+    def __len__(self) -> int:
+        return self._rows[-1]
+
+    def pieces(self, row: int) -> list[Piece]:
+        part = self._part(row)
+        return self._numbered(part, self.parts[part].pieces(row - self._rows[part]))
+
+    def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
+        part = self._part(row)
+        return self._numbered(part, self.parts[part].fill(row - self._rows[part], tokens, targets))
+
+    def origin(self, document: int) -> tuple[str, int]:
+        part = bisect_right(self._documents, document) - 1
+        return self.parts[part].origin(document - self._documents[part])
+
+    def _part(self, row: int) -> int:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is outside [0, {len(self)})")
+        return bisect_right(self._rows, row) - 1
+
+    def _numbered(self, part: int, pieces: list[Piece]) -> list[Piece]:
+        first = self._documents[part]
+        return [
+            piece if piece.document == PADDING_DOCUMENT else piece._replace(document=first + piece.document)
+            for piece in pieces
+        ]
 
 
 class StreamRows:
@@ -77,6 +120,9 @@ class StreamRows:
         offsets = (bounds[:-1] - begins).tolist()
         pieces = list(map(Piece, range(first, last), np.diff(bounds).tolist(), offsets))
         return _filled_up(pieces, self.sequence_length)
+
+    def origin(self, document: int) -> tuple[str, int]:
+        return self.store.origin(document)
 
     def _bounds(self, row: int) -> tuple[int, int, int, int]:
         """The tokens of a row, and the documents that they belong to, as two ranges."""
@@ -127,6 +173,9 @@ class WholeRows:
         lengths = np.diff(self.store.offsets[first : last + 1]) - 1
         pieces = [Piece(document, length, 0) for document, length in enumerate(lengths.tolist(), first)]
         return _filled_up(pieces, self.sequence_length)
+
+    def origin(self, document: int) -> tuple[str, int]:
+        return self.store.origin(document)
 
     def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
         store = self.store

@@ -7,13 +7,13 @@ file. What is wrong inside a record makes it unreadable, as `lm.data.sources` tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
+from lm.data.compression import kind_of
 from lm.data.options import ChatOptions, PairsOptions, SamplesOptions
-from lm.data.readers import RECORDS, Document, Record, Unreadable, missing_field
+from lm.data.readers import RECORDS, Document, Part, Record, Unreadable, Wanted, missing_field
 from lm.errors import UserError, did_you_mean
 
 Role = Literal["system", "user", "assistant"]
@@ -45,20 +45,34 @@ class Sample(Document):
     place: str
 
 
-def read_samples(path: Path, options: SamplesOptions, key: str) -> Iterator[Sample | Unreadable]:
+def read_samples(part: Part, options: SamplesOptions, key: str) -> Iterator[Sample | Unreadable]:
     """The samples of a file. Raises UserError, naming a key below `key`, for a record of another form."""
-    for record in RECORDS[path.suffix.lower()](path, None):
+    records = RECORDS[kind_of(part.path)](part, Wanted(max_bytes=options.max_document_bytes))
+    yield from samples_of(records, options, key)
+
+
+def samples_of(
+    records: Iterable[Record | Unreadable], options: SamplesOptions, key: str
+) -> Iterator[Sample | Unreadable]:
+    """The sample of each record, as `read_samples` has it."""
+    for record in records:
         if isinstance(record, Unreadable):
             yield record
             continue
+        path, where = record.path, record.where
         try:
             turns = _messages(record, options, key) if isinstance(options, ChatOptions) else _pair(record, options, key)
             text = "\n".join(turn.text for turn in turns)
-            yield Sample(text, text.encode(), tuple(turns), f"{key}.path: '{path}' at {record.where}")
+            place = f"{key}.path: '{path}' at {where}"
+            yield Sample(text, text.encode(), tuple(turns), place, origin=(str(path), record.at))
         except UnicodeEncodeError:
-            yield Unreadable(path, record.where, "half of a surrogate pair in its text")
+            yield Unreadable(path, where, "half of a surrogate pair in its text", "not UTF-8")
         except _MalformedError as error:
-            yield Unreadable(path, record.where, str(error))
+            yield Unreadable(path, where, str(error), "malformed")
+        except UserError as error:
+            if options.bad_records != "skip":
+                raise
+            yield Unreadable(path, where, str(error), "missing field")
 
 
 class _MalformedError(Exception):

@@ -4,9 +4,12 @@ Finding is separate from reading. `find_source` only looks at names, sizes and t
 is refused at once and a cache can be recognised without opening a file. `Source.documents` then reads one document
 at a time, in an order that does not depend on the file system.
 
-What cannot be read (bytes that are not UTF-8, a broken record or archive) is refused in a file that the user named
-and skipped in files that were merely found in a folder or by a glob. A record without the field that is looked for is
-always refused: that is a wrong name in the run file, not a bad file.
+A source falls into shards by the sizes of its files, without regard to who will read them; `lm.data.sharding` cuts.
+
+What cannot be read (bytes that are not UTF-8, a broken record or archive) is refused or skipped as `bad_records` says.
+Left out, it is refused in a file that the user named and skipped in files that were merely found in a folder or by a
+glob, and a record without the field that is looked for is always refused: that is a wrong name in the run file, not a
+bad file.
 """
 
 from __future__ import annotations
@@ -16,27 +19,23 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lm.data.compression import kind_of
 from lm.data.options import FileSourceOptions, SourceOptions
-from lm.data.readers import RECORDS, TEXTS, Document, Unreadable, read_texts
+from lm.data.readers import RECORDS, TEXTS, Document, Part, Unreadable
 from lm.data.samples import read_samples
+from lm.data.sharding import TextFile, shards_of
+from lm.data.texts import read_texts
 from lm.errors import UserError, did_you_mean
 
 PYTHON_STDLIB = "python-stdlib"
 _NOT_THE_STDLIB = {"site-packages", "dist-packages"}
-_TEXT_KINDS = (*TEXTS, ".jsonl", ".parquet")
+_TEXT_KINDS = (*TEXTS, ".jsonl", ".parquet", ".arrow")
 _SAMPLE_KINDS = tuple(RECORDS)
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """One file of a source, as its folder entry describes it."""
-
-    path: Path
-    size: int
-    mtime_ns: int
+_NOT_CONTENT = {"path", "weight", "max_epochs"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,25 @@ class Source:
     named_by_user: bool
     ignored: tuple[Path, ...] = ()
     """What was found beside `files` and is of no kind that can be read."""
+    shard_bytes: int | None = None
+    """Bytes on disk of one shard; None chooses by the size of the source."""
 
     @property
     def size(self) -> int:
         """Bytes on disk of all files."""
         return sum(file.size for file in self.files)
 
+    @cached_property
+    def shards(self) -> tuple[tuple[Part, ...], ...]:
+        """What each shard reads, in order."""
+        return shards_of(self.files, isinstance(self.options, SourceOptions), self.shard_bytes)
+
     def made_of(self) -> dict[str, Any]:
         """What decides the documents, as JSON: a cache made from equal values holds equal documents."""
-        return {
-            "files": [[os.path.abspath(file.path), file.size, file.mtime_ns] for file in self.files],
-            "read_as": self.options.model_dump(mode="json", exclude={"path", "weight", "max_epochs"}),
+        shards = {} if self.shard_bytes is None else {"shard_bytes": self.shard_bytes}
+        return {"files": [[os.path.abspath(file.path), file.size, file.mtime_ns] for file in self.files]} | {
+            "read_as": self.options.model_dump(mode="json", exclude=_NOT_CONTENT),
+            **shards,
         }
 
     def ignored_in_words(self) -> str:
@@ -71,36 +78,61 @@ class Source:
 
     def documents(self, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
         """Every readable, non-empty document, a `Sample` where the source is one of samples; `on_skip` hears of the
-        unreadable ones.
+        others.
 
         Raises:
-            UserError: an unreadable document in a file that the user named, a missing field, or a source that yields
-                no document at all.
+            UserError: what is not to be skipped, or a source that yields no document at all.
         """
         first_skipped: Unreadable | None = None
         found = False
-        for file in self.files:
-            for item in self._read(file.path):
-                if isinstance(item, Document):
-                    found = True
-                    yield item
-                elif self.named_by_user:
-                    raise UserError(f"{self.key}.path: {item}. Repair the file or name another.")
-                else:
-                    first_skipped = first_skipped or item
-                    if on_skip is not None:
-                        on_skip(item)
+
+        def skip(item: Unreadable) -> None:
+            nonlocal first_skipped
+            first_skipped = first_skipped or item
+            if on_skip is not None:
+                on_skip(item)
+
+        for number in range(len(self.shards)):
+            for document in self.shard(number, skip):
+                found = True
+                yield document
         if not found:
-            reason = f"; {first_skipped}" if first_skipped else ": every file is empty"
-            raise UserError(f"{self.key}.path: '{self.options.path}' holds no readable text{reason}.")
+            raise self.nothing(str(first_skipped) if first_skipped else None)
 
-    def _read(self, path: Path) -> Iterator[Document | Unreadable]:
+    def shard(self, number: int, on_skip: Callable[[Unreadable], None]) -> Iterator[Document]:
+        """The documents of one shard, as `documents` gives them; there may be none."""
+        for part in self.shards[number]:
+            for item in self.read(part):
+                if isinstance(item, Document):
+                    yield item
+                elif self._refuses(item):
+                    raise UserError(
+                        f"{self.key}.path: {item}. Repair the file or name another, or set {self.key}.bad_records to "
+                        "skip to leave out what cannot be read."
+                    )
+                else:
+                    on_skip(item)
+
+    def nothing(self, first_skipped: str | None) -> UserError:
+        """What to say where no document is found."""
+        reason = f"; {first_skipped}" if first_skipped else ": every file is empty"
+        return UserError(f"{self.key}.path: '{self.options.path}' holds no readable text{reason}.")
+
+    def _refuses(self, item: Unreadable) -> bool:
+        if item.kind.startswith("filtered"):
+            return False
+        if self.options.bad_records is None:
+            return self.named_by_user and item.kind != "empty"
+        return self.options.bad_records == "refuse"
+
+    def read(self, part: Part) -> Iterator[Document | Unreadable]:
+        """What is found in a part of a file."""
         if isinstance(self.options, SourceOptions):
-            return read_texts(path, self.options.text_field, self.key)
-        return read_samples(path, self.options, self.key)
+            return read_texts(part, self.options, self.key)
+        return read_samples(part, self.options, self.key)
 
 
-def find_source(options: FileSourceOptions, key: str) -> Source:
+def find_source(options: FileSourceOptions, key: str, shard_bytes: int | None = None) -> Source:
     """The files that one source names, unopened; `key` is where the user named it. A folder called python-stdlib is
     `./python-stdlib`.
 
@@ -111,17 +143,17 @@ def find_source(options: FileSourceOptions, key: str) -> Source:
     path = Path(options.path).expanduser()
     named_by_user = options.path != PYTHON_STDLIB and path.is_file()
     found = [path] if named_by_user else _search(options.path, path, key)
-    paths = found if named_by_user else [match for match in found if match.suffix.lower() in kinds]
+    paths = found if named_by_user else [match for match in found if kind_of(match) in kinds]
     allowed = ", ".join(sorted(kinds))
     if not paths:
         raise UserError(
             f"{key}.path: '{options.path}' matches no file that can be read; allowed are {allowed}."
             f"{_braces(options.path)}"
         )
-    if paths[0].suffix.lower() not in kinds:
+    if kind_of(paths[0]) not in kinds:
         raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {allowed}.")
     files = [TextFile(path, status.st_size, status.st_mtime_ns) for path in paths if (status := path.stat())]
-    return Source(key, options, tuple(files), named_by_user, tuple(sorted({*found}.difference(paths))))
+    return Source(key, options, tuple(files), named_by_user, tuple(sorted({*found}.difference(paths))), shard_bytes)
 
 
 def _search(name: str, path: Path, key: str) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lm.data.fingerprint import unit_hash
 from lm.data.options import ValidationOptions
@@ -64,13 +65,17 @@ class Split:
             kept=largest if largest < options.fraction else None,
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """All but the options."""
+        return {"held_out": self.held_out, "kept": self.kept, "divided": self.divided}
+
     def parts(self, document: Document) -> Iterator[tuple[Document, bool]]:
         """The document, or the two made of it, each with whether it is held out."""
         if self.divided:
             cut = _cut(document.utf8, self.options)
             for utf8, held_out in ((document.utf8[:cut], False), (document.utf8[cut:], True)):
                 if utf8:
-                    yield Document(utf8.decode(), utf8), held_out
+                    yield Document(utf8.decode(), utf8, origin=document.origin), held_out
             return
         place = _place(document, self.options)
         yield document, place != self.kept and (place < self.options.fraction or place == self.held_out)

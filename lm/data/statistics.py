@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lm.data.manifest import Manifest
 from lm.data.store import TokenStore
 
 
@@ -32,19 +33,24 @@ class Statistics:
             bytes=sum(store.num_bytes for store in stores),
         )
 
+    @classmethod
+    def of_training(cls, manifest: Manifest) -> Statistics:
+        """Those of the documents that are trained on."""
+        return cls(manifest.documents, manifest.tokens, manifest.targets, manifest.bytes)
+
     @property
     def bytes_per_token(self) -> float:
         """Bytes of predicted text per predicted token, one eos for each document not counted."""
         return self.bytes / max(1, self.targets - self.documents)
 
 
-def unigram_bits_per_byte(train: Sequence[TokenStore], held_out: Sequence[TokenStore]) -> float:
+def unigram_bits_per_byte(train: Sequence[np.ndarray], held_out: Sequence[TokenStore]) -> float:
     """Bits per byte that the held-out targets cost under the frequencies of training's targets.
 
-    This is what a model that ignores all context reaches. Frequencies get one added to each count, so that a token
-    never seen in training has a price.
+    train: [V], how often each token is predicted, of one or more sources. This is what a model that ignores all context
+    reaches. Frequencies get one added to each count, so that a token never seen in training has a price.
     """
-    seen = np.sum([store.counts for store in train], axis=0) + 1
+    seen = np.sum(train, axis=0) + 1
     wanted = np.sum([store.counts for store in held_out], axis=0)
     bits = -wanted @ np.log2(seen / seen.sum())
     return float(bits / sum(store.num_bytes for store in held_out))

@@ -7,7 +7,6 @@ Tokenizers encode text as text: a `<s>` or `<|endoftext|>` that stands in a docu
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from lm.data.options import (
     SentencePieceOptions,
     TokenizerOptions,
 )
+from lm.data.threads import threads
 from lm.errors import UserError
 
 _KIND_FILE = "braid_tokenizer.json"
@@ -49,6 +49,10 @@ class Tokenizer(Protocol):
         """Ends every document."""
 
     @property
+    def unk_id(self) -> int | None:
+        """What stands for text that has no tokens; None where there is no such text."""
+
+    @property
     def fingerprint(self) -> str:
         """Equal fingerprints encode equally."""
 
@@ -56,7 +60,7 @@ class Tokenizer(Protocol):
         """The ids of a text, without bos and eos."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The same for many texts at once on all CPU cores; each uint32."""
+        """The same for many texts at once, on as many threads as `lm.data.threads` says; each uint32."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bos and eos spell nothing."""
@@ -71,6 +75,7 @@ class BytesTokenizer:
     vocab_size = 258
     bos_id = 256
     eos_id = 257
+    unk_id = None
     fingerprint = "bytes"
 
     def encode(self, text: str) -> list[int]:
@@ -93,6 +98,7 @@ class NumbersTokenizer:
         self.size = size
         self.vocab_size = size + 2
         self.bos_id, self.eos_id = size, size + 1
+        self.unk_id = None
         self.fingerprint = f"numbers {size}"
 
     def encode(self, text: str) -> list[int]:
@@ -130,6 +136,7 @@ class SentencePieceTokenizer:
         self.bos_id, self.eos_id = _both_ends(
             _present(self.processor.bos_id()), _present(self.processor.eos_id()), origin
         )
+        self.unk_id = _present(self.processor.unk_id())
         self.fingerprint = content_digest([model])
         self._space_mark_ids = self._spell_space_mark()
 
@@ -151,10 +158,15 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         plain = [text for text in texts if _SPACE_MARK not in text]
-        encoded = iter(self.processor.encode(plain, num_threads=_cpu_cores()))
-        return [
-            np.array(self.encode(text) if _SPACE_MARK in text else next(encoded), dtype=np.uint32) for text in texts
-        ]
+        encoded = iter(self._encode_plain(plain))
+        return [np.array(self.encode(text), np.uint32) if _SPACE_MARK in text else next(encoded) for text in texts]
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if threads() == 1:  # one by one the ids never become Python's numbers, which takes as long as finding them
+            encoded = [self.processor.encode_as_numpy(text) for text in texts]
+        else:
+            encoded = self.processor.encode_as_numpy(list(texts), num_threads=threads())
+        return [ids.view(np.uint32) for ids in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self.processor.decode(list(map(int, ids)))
@@ -186,6 +198,7 @@ class HuggingFaceTokenizer:
         self.bos_id, self.eos_id = _both_ends(
             self._special_id(config.get("bos_token")), self._special_id(config.get("eos_token")), f"'{folder}'"
         )
+        self.unk_id = self._special_id(config.get("unk_token"))
         self.fingerprint = content_digest(contents)
 
     def _special_id(self, token: str | dict[str, Any] | None) -> int | None:
@@ -252,9 +265,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     raise UserError(f"'{folder / _KIND_FILE}' names an unknown tokenizer kind '{kind}'.")
 
 
-def _cpu_cores() -> int:
-    # Containers are often given fewer cores than the machine has; where that can be asked, ask.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def policy(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a tokenizer is and does to a document, for the record: the ids that begin and end it among that."""
+    return {
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "document_begins_with": tokenizer.bos_id,
+        "document_ends_with": tokenizer.eos_id,
+        "unknown": tokenizer.unk_id,
+    }
 
 
 def _present(id: int) -> int | None:

@@ -116,7 +116,7 @@ def test_the_second_time_comes_from_the_cache_and_is_the_same(corpus: Path) -> N
     stages: list[str] = []
     first = prepare(options, lambda stage, done, total: stages.append(stage))
     assert stages[0] == "sampling text for the tokenizer"
-    assert stages[-1] == f"tokenizing {corpus}"
+    assert stages[-1].startswith(f"tokenizing {corpus}: ")
     second = prepare(options, never)
     assert second.fingerprint == first.fingerprint
     assert torch.equal(second.train.rows(range(9)).tokens, first.train.rows(range(9)).tokens)
@@ -147,7 +147,7 @@ def test_changed_text_is_tokenized_again(corpus: Path) -> None:
 
 def test_a_damaged_store_is_named_and_tokenized_again(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = prepare(options_for(corpus))
-    (tokens,) = (corpus.parent / "cache").glob("tokens-*/train/tokens")
+    (tokens,) = (corpus.parent / "cache").glob("tokens-*/shard-*/train/tokens")
     tokens.write_bytes(tokens.read_bytes()[:-4])
     with caplog.at_level(logging.WARNING):
         after = prepare(options_for(corpus))

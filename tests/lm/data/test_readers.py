@@ -7,13 +7,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lm.data.readers import Document, Unreadable, read_json, read_texts
+from lm.data.options import SourceOptions
+from lm.data.readers import Document, Part, Unreadable, Wanted, read_json
+from lm.data.texts import read_texts
 from lm.errors import UserError
 
 
 def read(path: Path, field: str = "text") -> list[str]:
     """Texts as they are, unreadable items as "! where: reason"."""
-    items = read_texts(path, field, "data.sources.0")
+    items = read_texts(Part(path), SourceOptions(path=str(path), text_field=field), "data.sources.0")
     return [item.text if isinstance(item, Document) else f"! {item.where}: {item.reason}" for item in items]
 
 
@@ -21,7 +23,7 @@ def test_text_keeps_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\n\ttwo\r three\n".encode())
     assert read(path) == ["\ufeffone\r\n\ttwo\r three\n"]
-    (document,) = read_texts(path, "text", "")
+    (document,) = read_texts(Part(path), SourceOptions(path=str(path)), "")
     assert isinstance(document, Document)
     assert document.utf8 == path.read_bytes()
 
@@ -29,7 +31,7 @@ def test_text_keeps_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
 def test_jsonl_reads_one_document_per_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one\\n"}\n\n{"text": ""}\n{"n": 1, "text": "zw\u00f6lf"}')
-    assert read(path) == ["one\n", "zw\u00f6lf"]
+    assert read(path) == ["one\n", "! line 3 (byte 19): the text is empty", "zw\u00f6lf"]
 
 
 def test_jsonl_says_which_line_is_broken(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_a_truncated_parquet_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"]}), path)
     path.write_bytes(path.read_bytes()[:-20])
-    (item,) = read_texts(path, "text", "")
+    (item,) = read_texts(Part(path), SourceOptions(path=str(path)), "")
     assert isinstance(item, Unreadable)
     assert "not a whole parquet file" in str(item)
     assert str(path) in str(item)
@@ -78,9 +80,9 @@ def test_a_json_list_is_read_one_object_at_a_time(tmp_path: Path) -> None:
     records = [{"n": number, "text": "[{zw\u00f6lf}, "} for number in range(3)]
     for layout in (json.dumps(records), json.dumps(records, indent=2, ensure_ascii=False) + "\n"):
         path.write_text(layout)
-        assert [item.values for item in read_json(path)] == records
+        assert [item.values for item in read_json(Part(path), Wanted())] == records
     path.write_text(" [ ] ")
-    assert list(read_json(path)) == []
+    assert list(read_json(Part(path), Wanted())) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_json_list_is_read_one_object_at_a_time(tmp_path: Path) -> None:
 def test_a_broken_json_list_says_which_record(tmp_path: Path, content: bytes, good: int, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    items = list(read_json(path))
+    items = list(read_json(Part(path), Wanted()))
     (broken,) = (item for item in items if isinstance(item, Unreadable))
     assert len(items) == good + 1
     assert f"cannot be read at {message}" in str(broken)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lm.data.options import ChatOptions, PairsOptions
-from lm.data.readers import Unreadable
+from lm.data.readers import Part, Unreadable
 from lm.data.samples import ANSWER_FIELDS, PROMPT_FIELDS, Sample, read_samples
 from lm.errors import UserError
 
@@ -33,11 +33,11 @@ def write(path: Path, records: list[Any]) -> Path:
 
 
 def pairs(path: Path, **options: str) -> list[Sample | Unreadable]:
-    return list(read_samples(path, PairsOptions(kind="sft", path=str(path), **options), KEY))
+    return list(read_samples(Part(path), PairsOptions(kind="sft", path=str(path), **options), KEY))
 
 
 def chats(path: Path, **options: str) -> list[Sample | Unreadable]:
-    return list(read_samples(path, ChatOptions(kind="chat", path=str(path), **options), KEY))
+    return list(read_samples(Part(path), ChatOptions(kind="chat", path=str(path), **options), KEY))
 
 
 def turns(item: Sample | Unreadable) -> list[tuple[str, str]]:

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from lm.data.options import DataOptions
-from lm.data.prepare import Prepared, prepare
+from lm.data.prepare import Fitted, Prepared, prepare
 from lm.data.rows import IGNORED
-from lm.data.tokenizing import Fitted
 from lm.errors import UserError
 
 from .conftest import CHATML, save_tokenizer

@@ -1,0 +1,122 @@
+"""One shard of a source as tokens: what is trained on and what is held out, two stores, and what they amount to."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from lm.data.cache import cached_folder
+from lm.data.duplicates import duplicates_of
+from lm.data.encoding import SampleEncoder
+from lm.data.manifest import MAX_EXAMPLES, Manifest, counted
+from lm.data.options import ValidationOptions
+from lm.data.readers import Document, Unreadable
+from lm.data.samples import Sample
+from lm.data.sources import Source
+from lm.data.split import Split
+from lm.data.store import StoreWriter, TokenStore
+from lm.data.tokenizers import Tokenizer
+
+_ENCODE_BYTES = 4_000_000
+_SHARD = "shard.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizing:
+    """Makes the shards of a source, each unless it is there.
+
+    Attributes:
+        folder: of the source in the cache.
+        encoder: of samples; None for texts.
+        duplicates: see `lm.data.duplicates`; None where equal texts are kept.
+    """
+
+    folder: Path
+    source: Source
+    tokenizer: Tokenizer
+    encoder: SampleEncoder | None
+    split: Split
+    options: ValidationOptions
+    duplicates: Path | None = None
+
+    def __call__(self, number: int, report: Callable[..., None]) -> None:
+        """Makes shard `number`; `report` hears (bytes of text, documents, tokens) that were added."""
+        cached_folder(self.folder, shard_name(number), partial(self._build, number=number, report=report))
+
+    def _build(self, folder: Path, number: int, report: Callable[..., None]) -> None:
+        skipped: list[Unreadable] = []
+        dropped = set() if self.duplicates is None else set(duplicates_of(self.duplicates, number).tolist())
+        encoder = copy.copy(self.encoder)
+        if encoder is not None:
+            encoder.cut = encoder.dropped = 0
+        documents = (
+            document for place, document in enumerate(self.source.shard(number, skipped.append)) if place not in dropped
+        )
+        train = StoreWriter(folder / "train", self.tokenizer, keep_text=False)
+        held_out = StoreWriter(folder / "held_out", self.tokenizer, keep_text=True)
+        with train, held_out:
+            for batch in _in_batches(documents):
+                before = train.num_tokens
+                self._add(batch, train, held_out, encoder)
+                report(sum(len(document.utf8) for document in batch), len(batch), train.num_tokens - before)
+        kept = counted(TokenStore(folder / "train"), self.tokenizer.unk_id)
+        found = replace(
+            kept,
+            held_out=TokenStore(folder / "held_out").num_documents,
+            duplicates=len(dropped),
+            cut=0 if encoder is None else encoder.cut,
+            dropped=0 if encoder is None else encoder.dropped,
+            skipped=dict(Counter(item.kind for item in skipped)),
+            examples=tuple(_in_words(skipped)),
+        )
+        (folder / _SHARD).write_text(json.dumps(found.to_json()))
+
+    def _add(
+        self, batch: Sequence[Document], train: StoreWriter, held_out: StoreWriter, encoder: SampleEncoder | None
+    ) -> None:
+        room = self.options.max_bytes
+        sides: tuple[list[Document], list[Document]] = [], []
+        for document in batch:
+            for part, is_held_out in self.split.parts(document):
+                if not is_held_out or room is None or len(part.utf8) <= room:
+                    sides[is_held_out].append(part)
+        for writer, documents in zip((train, held_out), sides, strict=True):
+            if encoder is None:
+                writer.add(documents)
+            else:
+                samples = [document for document in documents if isinstance(document, Sample)]
+                writer.add_targeted(encoder(samples))
+
+
+def shard_name(number: int) -> str:
+    """The folder of a shard, in that of its source."""
+    return f"shard-{number:05}"
+
+
+def manifest_of(folder: Path, numbers: Sequence[int]) -> Manifest:
+    """The sum over these shards of a source."""
+    shards = (json.loads((folder / shard_name(number) / _SHARD).read_text()) for number in numbers)
+    return sum(map(Manifest.from_json, shards), Manifest())
+
+
+def _in_words(skipped: Sequence[Unreadable]) -> Iterator[str]:
+    faults = [item for item in skipped if item.kind != "empty" and not item.kind.startswith("filtered")]
+    yield from map(str, faults[:MAX_EXAMPLES])
+
+
+def _in_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.utf8)
+        if size >= _ENCODE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,150 @@
+"""Preparing in many processes and on many nodes: nothing twice, nothing lost, the same tokens whoever made them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm.data.options import DataOptions
+from lm.data.prepare import prepare, prepare_node
+from lm.data.sources import find_source
+
+PROGRAM = """
+import sys
+from lm.data.options import DataOptions
+from lm.data.prepare import prepare
+if __name__ == "__main__":
+    prepare(DataOptions.model_validate_json(sys.argv[1]), lambda *said: print(*said, flush=True), processes=2)
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    texts = (f"document {number}: " + f"the quick brown fox {number % 7} " * (number % 50) for number in range(4000))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def options_for(corpus: Path, cache: str = "cache", **changes: Any) -> DataOptions:
+    options = {
+        "tokenizer": {"kind": "bytes"},
+        "sources": [{"path": str(corpus)}],
+        "sequence_length": 64,
+        "validation": {"fraction": 0.1},
+        "shard_bytes": 100_000,
+        "cache_dir": corpus.parent / cache,
+    }
+    return DataOptions.model_validate(options | changes)
+
+
+def never(stage: str, done: int, total: int) -> None:
+    raise AssertionError(f"nothing should be done, yet: {stage}")
+
+
+def finished(cache: Path) -> dict[str, int]:
+    """When each finished shard was made."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in cache.glob("tokens-*/shard-*/manifest.json")}
+
+
+@pytest.mark.launch
+def test_killed_twice_nothing_is_tokenized_twice_and_nothing_is_lost(corpus: Path, tmp_path: Path) -> None:
+    options, script, cache = options_for(corpus), tmp_path / "program.py", corpus.parent / "cache"
+    script.write_text(PROGRAM)
+    before: dict[str, int] = {}
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, script, options.model_dump_json()],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+        )
+        while len(finished(cache)) < len(before) + 2 and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)  # the workers finish what they hold
+        made = finished(cache)
+        assert before.items() <= made.items(), "a finished shard was made again"
+        before = made
+    total = len(find_source(options.sources[0], "", 100_000).shards)
+    assert 4 <= len(before) < total
+    prepared = prepare(options, processes=2)
+    assert before.items() <= finished(cache).items()
+    undisturbed = prepare(options_for(corpus, "undisturbed"), processes=1)
+    assert prepared.fingerprint == undisturbed.fingerprint
+    assert prepared.manifests == undisturbed.manifests
+    assert prepared.manifests[0].documents + prepared.manifests[0].held_out == 4000
+    assert sum(prepared.manifests[0].lengths) == prepared.manifests[0].documents
+    prepare(options, never)
+
+
+def test_nodes_make_disjoint_shards_and_any_of_them_puts_them_together(corpus: Path) -> None:
+    options = options_for(corpus)
+    total = len(find_source(options.sources[0], "", 100_000).shards)
+    for node in (1, 2, 3):
+        ((_, there, wanted),) = prepare_node(options, (node, 3), processes=1)
+        assert wanted == total
+        assert there == sum(len(range(first, total, 3)) for first in range(node))
+    prepared = prepare(options, lambda stage, done, total: pytest.fail("made again") if "tokenizing" in stage else None)
+    assert prepared.fingerprint == prepare(options_for(corpus, "alone"), processes=1).fingerprint
+    summary = json.loads(next((corpus.parent / "cache").glob("tokens-*/assembled/summary.json")).read_text())
+    assert summary["shards"] == total
+    assert summary["tokenizer"]["document_begins_with"] == 256
+    assert summary["unknown_rate"] == 0
+
+
+def test_the_same_rows_come_from_one_shard_and_held_out_text_is_bounded_over_all(corpus: Path) -> None:
+    many = prepare(options_for(corpus, validation={"fraction": 0.1, "max_bytes": 3000}), processes=1)
+    one = prepare(
+        options_for(corpus, "one", shard_bytes=10**9, validation={"fraction": 0.1, "max_bytes": 3000}), processes=1
+    )
+    assert many.validation is not None
+    assert one.validation is not None
+    assert many.validation.text() == one.validation.text()
+    assert 2500 < many.validation.num_bytes <= 3000
+    assert many.manifests == one.manifests
+    texts = [
+        [store.tokens[begin:end].tolist() for begin, end in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
+        for part in many.train.sources[0].parts
+        for store in [part.store]
+    ]
+    store = one.train.sources[0].store
+    assert [document for shard in texts for document in shard] == [
+        store.tokens[begin:end].tolist() for begin, end in zip(store.offsets[:-1], store.offsets[1:], strict=True)
+    ]
+
+
+def test_a_document_is_named_by_its_file_and_byte(corpus: Path) -> None:
+    prepared = prepare(options_for(corpus, validation={"fraction": 0}), processes=1)
+    content = corpus.read_bytes()
+    for row in (0, 7, 500):
+        for span in prepared.train.documents(row):
+            path, byte = prepared.train.origin(span)
+            assert path == str(corpus)
+            text = json.loads(content[byte : content.index(b"\n", byte)])["text"]
+            read = prepared.train.rows([row]).tokens[0, span.begin : span.end].tolist()
+            assert [256, *text.encode(), 257][span.offset : span.offset + len(read)] == read
+
+
+def test_exact_duplicates_are_dropped_wherever_they_stand(corpus: Path) -> None:
+    once = prepare(options_for(corpus), processes=1)
+    doubled = corpus.parent / "doubled.jsonl"
+    lines = corpus.read_text().splitlines(keepends=True)
+    doubled.write_text("".join(lines) + "".join(lines[5:1500]) + lines[0])
+    source = {"path": str(doubled), "drop_duplicates": True}
+    dropped = prepare(options_for(corpus, sources=[source]), processes=1)
+    assert dropped.manifests[0].duplicates == 1496
+    assert dropped.manifests[0].documents == once.manifests[0].documents
+    assert dropped.validation is not None
+    assert once.validation is not None
+    assert dropped.validation.text() == once.validation.text()
+    first, other = once.train.sources[0], dropped.train.sources[0]
+    tokens = [[token for part in rows.parts for token in part.store.tokens.tolist()] for rows in (first, other)]
+    assert tokens[0] == tokens[1]
+    prepare(options_for(corpus, sources=[source]), never)
