@@ -37,9 +37,13 @@ def open_bytes(path: Path) -> BinaryIO:
         CannotOpenError: in the system's words.
     """
     try:
-        return _OPENERS.get(path.suffix.lower(), lambda path: path.open("rb", buffering=1 << 20))(path)
+        return _OPENERS.get(path.suffix.lower(), _plain)(path)
     except OSError as error:
         raise CannotOpenError(error.strerror or str(error)) from None
+
+
+def _plain(path: Path) -> BinaryIO:
+    return path.open("rb", buffering=1 << 20)
 
 
 class _Zstandard(io.RawIOBase):

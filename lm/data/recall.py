@@ -39,7 +39,7 @@ class GeneratedRows:
         return [Piece(row, self.sequence_length, 0)]
 
     def origin(self, document: int) -> tuple[str, int]:
-        return self._options.kind, document
+        return type(self._options).__name__.removesuffix("Options").lower(), document
 
     def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
         """Writes one row, which is one document, as `lm.data.rows.Rows` has it."""
