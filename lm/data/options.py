@@ -116,7 +116,9 @@ class SourceOptions(Options):
         description="How a record becomes a text, where that is more than one field: `# {title}\\n\\n{body}`. Excludes "
         "text_field.",
     )
-    filters: FilterOptions = Field(default=FilterOptions(), description="Which documents are kept.")
+    filters: FilterOptions = Field(
+        default=FilterOptions(), description="Leaves out documents by their length, or records by a field."
+    )
     drop_duplicates: bool = Field(
         default=False,
         description="Keep one of several equal texts, the first. The source is read twice, since equal texts may stand "
