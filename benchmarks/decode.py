@@ -1,7 +1,5 @@
 """Decoding deep into a long context: a RAT + local hybrid beside a transformers Llama of the same shape.
 
-    python -m benchmarks.decode [--position 16384] [--quick] [--json FILE]
-
 Both models have 8 layers of width 512 with 8 heads, random weights, one row, fp32, this machine's default device for
 both. Their caches are filled up to the position with random keys and values of the right shape (no prefill: neither
 speed depends on what the cache holds), then steps of one token through each model's `forward` are timed in turn, so
@@ -12,12 +10,9 @@ The second table compares cache bytes, measured from caches that hold the same n
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,14 +128,10 @@ def measure_cache(position: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--position", type=int, help="tokens in the cache before the first step; 16,384 if left out")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, at 2,048 tokens if not told otherwise")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
-    chosen = parser.parse_args()
-    position = chosen.position or (2_048 if chosen.quick else 16_384)
-    rounds = 3 if chosen.quick else 9
+def main(quick: bool, position: int | None) -> dict[str, Any]:
+    """Measures at the position (16,384 if none is given; 2,048 if quick), prints the tables and returns the figures."""
+    position = position or (2_048 if quick else 16_384)
+    rounds = 3 if quick else 9
     speed, cache = measure_speed(position, rounds), measure_cache(position)
     print(f"decoding at position {position:,}: tokens/s, median of {rounds} rounds, {torch.get_num_threads()} threads")
     print(f"  RAT-16 + local-1024 (Braid)            {speed['braid_tokens_per_second']:9.2f}")
@@ -150,9 +141,4 @@ def main() -> None:
     print(f"  RAT-16 + local-1024                    {cache['hybrid_bytes'] / 2**20:9.2f}")
     print(f"  all global                             {cache['all_global_bytes'] / 2**20:9.2f}")
     print(f"  times smaller                          {cache['times_smaller']:9.2f}")
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps({"position": position, "rounds": rounds, **speed, **cache}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return {"decode": {"position": position, "rounds": rounds, **speed, **cache}}

@@ -76,6 +76,15 @@ class Backends:
             self._available(name)
         self._preferred = name
 
+    def default(self, device: str) -> str:
+        """The backend of calls that name none on a type of device, unless it refuses one of them."""
+        named = os.environ.get(self._environment) or self._preferred
+        able = (name for name in self._order(device) if not self._backends[name].unavailable())
+        return named or next(able)
+
+    def _order(self, device: str) -> Sequence[str]:
+        return self._fastest["cpu" if device == "cpu" else "gpu"]
+
     def choose(self, name: str | None, device: str, *call: Any) -> Callable[..., Any]:
         """What to run for a call on a type of device. Raises ValueError where a backend was named that cannot do it."""
         name = name or os.environ.get(self._environment) or self._preferred
@@ -97,7 +106,7 @@ class Backends:
         return self._backends[name]
 
     def _choose_fastest(self, device: str, *call: Any) -> Callable[..., Any]:
-        *faster, last = self._fastest["cpu" if device == "cpu" else "gpu"]
+        *faster, last = self._order(device)
         passed_over = []
         for name in faster:
             backend = self._backends[name]

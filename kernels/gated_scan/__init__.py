@@ -13,7 +13,7 @@ from kernels.gated_scan.chunks import Chunks
 from kernels.gated_scan.reference import reference_scan
 from kernels.gated_scan.scan import loop_scan
 
-__all__ = ["Chunks", "backends", "gated_scan", "prefer", "scan_calls"]
+__all__ = ["Chunks", "backends", "default", "gated_scan", "prefer", "scan_calls"]
 
 _SCAN = Backends(
     "gated scan",
@@ -25,7 +25,7 @@ _SCAN = Backends(
     },
     {"cpu": ("loop",), "gpu": ("triton", "loop")},
 )
-backends, prefer = _SCAN.reasons, _SCAN.prefer
+backends, default, prefer = _SCAN.reasons, _SCAN.default, _SCAN.prefer
 scan_calls = Calls()
 """Shows (gate, inputs, chunks) of every call."""
 

@@ -17,7 +17,7 @@ from kernels.interval_attention.flex import FLEX
 from kernels.interval_attention.intervals import Intervals
 from kernels.interval_attention.reference import reference_attention
 
-__all__ = ["Intervals", "attention_calls", "backends", "interval_attention", "prefer"]
+__all__ = ["Intervals", "attention_calls", "backends", "default", "interval_attention", "prefer"]
 
 # On a GPU `triton` comes before `flash`: it serves every call, and gives the same bits each time.
 _ATTENTION = Backends(
@@ -32,7 +32,7 @@ _ATTENTION = Backends(
     },
     {"cpu": ("blocked",), "gpu": ("triton", "flash", "blocked")},
 )
-backends, prefer = _ATTENTION.reasons, _ATTENTION.prefer
+backends, default, prefer = _ATTENTION.reasons, _ATTENTION.default, _ATTENTION.prefer
 attention_calls = Calls()
 """Shows (q, k, v, intervals, scale, extra_score, extra_value) of every call."""
 

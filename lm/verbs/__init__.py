@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm.verbs import backends, evaluation, grafting, measure, models, runs
+from lm.verbs import backends, bench, evaluation, grafting, measure, models, runs
 from lm.verbs.verb import Verb
 
 __all__ = ["VERBS", "Verb"]
@@ -14,5 +14,6 @@ VERBS: dict[str, Verb] = {
     **measure.VERBS,
     **evaluation.VERBS,
     **backends.VERBS,
+    **bench.VERBS,
     "schema": runs.VERBS["schema"],
 }

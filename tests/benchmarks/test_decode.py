@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.decode import HYBRID, braid, fill_braid, fill_llama, llama, main
+from benchmarks.decode import HYBRID, braid, fill_braid, fill_llama, llama
+from lm.cli import main
 
 
 def test_a_filled_cache_is_one_after_as_many_tokens() -> None:
@@ -20,10 +21,9 @@ def test_a_filled_cache_is_one_after_as_many_tokens() -> None:
     assert fill_llama(llama(40, 64), 40).get_seq_length() == 40
 
 
-def test_it_prints_both_speeds_and_writes_them(monkeypatch, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["decode", "--quick", "--position", "64", "--json", str(tmp_path / "f.json")])
-    main()
-    figures = json.loads((tmp_path / "f.json").read_text())
+def test_it_prints_both_speeds_and_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "decode", "--quick", "--lengths", "64", "--json", str(tmp_path / "f.json")]) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())["decode"]
     assert figures["ratio"] == pytest.approx(figures["braid_tokens_per_second"] / figures["llama_tokens_per_second"])
     pairs, width = 4, 512
     finals = 2 * width * (64 // 16) * 4 + 2 * width * 4  # and the running state

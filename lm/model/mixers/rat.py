@@ -90,15 +90,18 @@ class Rat(Mixer[RatOptions]):
         # Heads as [heads / groups, groups]: head h of the flat order then uses group h mod groups.
         v, forget = (s.unflatten(1, (-1, q.shape[1])) for s in (v, forget))
         gate = torch.sigmoid(forget.to(_at_least_float32(x.dtype)))
-        mixed = self._attend(q, k[:, None].expand_as(v), v, gate, documents, cache)
+        mixed = self.attend(q, k[:, None].expand_as(v), v, gate, documents, cache)
         if share is not None:
             mixed = share.to_tokens(mixed)
         out: Tensor = self.o_proj(torch.sigmoid(self.output_gate_proj(x)) * mixed.to(x.dtype).flatten(1))
         return out
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache | None
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache | None = None
     ) -> Tensor:
+        """All between the projections. q: [N, qk_groups, head_dim]; k, v, gate: [N, heads / qk_groups, qk_groups,
+        head_dim], where keys may be expanded views. Returns [N, heads, head_dim].
+        """
         if cache is None:
             k_run, v_run = (s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
             if documents.share is not None:

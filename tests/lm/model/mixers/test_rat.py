@@ -140,7 +140,7 @@ def attended(gate, v, size, q=None, k=None):
     q = torch.zeros_like(v) if q is None else q
     k = torch.zeros_like(v) if k is None else k
     shape = (1, HEADS, HEAD_DIM)
-    return mixer._attend(
+    return mixer.attend(
         q, k.unflatten(1, shape[:2]), v.unflatten(1, shape[:2]), gate.unflatten(1, shape[:2]), documents(len(v)), None
     )
 
@@ -183,7 +183,7 @@ def test_a_chunk_begins_afresh_and_its_end_counts_once():  # oracle 9
     far = torch.cat((-1e6 * no_past[:size], no_past[size:]))  # finished chunks score hugely negative
     angle_free = new_rat(size, qk_groups=HEADS, positions="none")
     shape = (1, HEADS)
-    out = angle_free._attend(no_past, *(t.unflatten(1, shape) for t in (far, v, gate)), documents(2 * size), None)
+    out = angle_free.attend(no_past, *(t.unflatten(1, shape) for t in (far, v, gate)), documents(2 * size), None)
     close(out[size], 0.3 * v[size])
     ones = attended(torch.zeros_like(v), torch.arange(2 * size).double()[:, None, None].expand_as(v), size)
     close(ones[-1], torch.full_like(ones[-1], (size - 1 + 2 * size - 1) / 2))  # two entries, not three
@@ -224,7 +224,7 @@ def test_heads_take_query_groups_in_turn():  # oracle 14
         mixer.q_proj.weight.view(2, HEAD_DIM, WIDTH)[1] = 0
     _, k, v, gate, _ = projections(mixer, x)
     shape = (HEADS // 2, 2)
-    out = mixer._attend(
+    out = mixer.attend(
         mixer.q_proj(x).view(-1, 2, HEAD_DIM),
         *(t.unflatten(1, shape) for t in (k, v, gate)),
         documents(18),
@@ -266,7 +266,7 @@ def test_past_tokens_count_only_through_their_chunk_state():
     weights = torch.cat((scores, own), -1).softmax(-1)
     expected = torch.einsum("thj,jhd->thd", weights[..., :2], v_run[last]) + weights[..., 2:] * v_run[8:]
     shape = (HEADS // 2, 2)
-    out = mixer._attend(
+    out = mixer.attend(
         mixer.q_proj(x).view(-1, 2, HEAD_DIM), *(t.unflatten(1, shape) for t in (k, v, gate)), documents(12), None
     )
     close(out[8:], expected)

@@ -1,0 +1,105 @@
+"""What all benchmarks share: runs timed in turn, peak memory, the machine in words, files of figures."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm.train.environment import describe_environment
+
+Run = Callable[[], object]
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def interleaved(runs: Mapping[str, Run], rounds: int, budget: float) -> dict[str, float]:
+    """Median seconds of each run: all are run once to warm up, then in turn, so that other load meets them alike.
+
+    rounds: at most so many of each after the warm-up; budget: seconds after which no further round begins. Where the
+    warm-up alone has used the budget, its times are the figures.
+    """
+    begin = time.perf_counter()
+    warm_up = {name: _seconds(run) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        if time.perf_counter() - begin > budget:
+            break
+        for name, run in runs.items():
+            seconds[name].append(_seconds(run))
+    return {name: statistics.median(seconds[name] or [warm_up[name]]) for name in runs}
+
+
+def _seconds(run: Run) -> float:
+    begin = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def peak_bytes(run: Run) -> int | None:
+    """The most memory that one call of `run` holds beyond what was held before; None where that cannot be seen.
+
+    On a GPU what PyTorch's allocator gave out, on Linux the resident pages of the process. Call `run` once before:
+    threads and tables that come with a first call are not its own.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    if not os.access(_CLEAR, os.W_OK):
+        return None
+    _give_back_free_memory()
+    _CLEAR.write_text("5")  # the peak begins anew from what is resident now
+    before = _resident("VmRSS")
+    run()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(name: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _give_back_free_memory() -> None:
+    """Freed memory that the C library keeps would be used again without being seen."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def forward_and_backward(call: Callable[[], Tensor], leaves: list[Tensor]) -> Run:
+    """A run of `call` and of its backward pass with a gradient of ones; `leaves` are freed of their gradients."""
+
+    def run() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        out = call()
+        out.backward(torch.ones_like(out))
+
+    return run
+
+
+def write_figures(path: Path | None, figures: Mapping[str, Any]) -> None:
+    """Writes the figures as JSON, with the machine they were taken on; nothing where path is None."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": describe_environment(), **figures}, indent=2) + "\n", encoding="utf-8")
+
+
+def milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:,.1f}"
+
+
+def mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:,.1f}"
