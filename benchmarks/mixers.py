@@ -107,7 +107,8 @@ def core(options: dict[str, Any], length: int) -> Core:
         leaves = [q, k, v, gate]
         arguments = (q, k[:, None].expand(-1, HEADS // groups, -1, -1), v.unflatten(1, (-1, groups)))
         arguments = (*arguments, gate.unflatten(1, shape_by_group[:2]))
-    return Core(lambda: mixer.attend(*arguments, documents), leaves, mixer.scored_pairs(documents))
+    mix = mixer.mix if mixer.over_tokens else mixer.attend
+    return Core(lambda: mix(*arguments, documents), leaves, mixer.scored_pairs(documents))
 
 
 def sdpa(length: int) -> Core:

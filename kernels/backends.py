@@ -34,13 +34,17 @@ def in_module(name: str) -> Backend:
     """
 
     @cache
-    def unavailable() -> str | None:
+    def missing() -> str | None:
         if not __name__.startswith("kernels"):
             return "it is no part of an exported model"
         try:
-            reason: str | None = import_module(name).unavailable()
+            import_module(name)
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
+        return None
+
+    def unavailable() -> str | None:
+        reason: str | None = missing() or import_module(name).unavailable()
         return reason
 
     return Backend(
@@ -115,10 +119,12 @@ class Backends:
                 return backend.run
             passed_over.append(f"{name}: {reason}")
         if passed_over:
-            self._tell(f"{self._operation} on {device} runs as {last!r}, which is slow ({'; '.join(passed_over)})")
+            # Plain PyTorch is what a CPU is expected to run: a hint. On a GPU it is slow, and that is told.
+            level, slow = (logging.INFO, "") if device == "cpu" else (logging.WARNING, ", which is slow")
+            self._tell(level, f"{self._operation} on {device} runs as {last!r}{slow} ({'; '.join(passed_over)})")
         return self._backends[last].run
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, level: int, line: str) -> None:
         if line not in self._told:
             self._told.add(line)
-            _log.warning(line)
+            _log.log(level, line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,12 @@ if not torch.cuda.is_available():
     # Without a GPU, Triton's kernels are checked in its interpreter; Triton asks when it is first imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# The suite runs on plain PyTorch, whatever this machine has built; tests of the C++ kernels build their own.
+os.environ["BRAID_KERNELS"] = os.devnull
+
 from transformers import LlamaConfig
+
+from kernels.native import library
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +37,24 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=True,
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def built_kernels() -> Path:
+    """The folder of the C++ kernels, compiled from this tree if they are not there already: in a few seconds."""
+    if library.compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    folder = Path(__file__).parents[1] / "build" / "kernels"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(library.FOLDER, os.fspath(folder))
+        library.build()
+    return folder
+
+
+@pytest.fixture
+def cpp_kernels(built_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While it lasts, the C++ kernels are built."""
+    monkeypatch.setenv(library.FOLDER, os.fspath(built_kernels))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -21,9 +21,10 @@ _SCAN = Backends(
     {
         "reference": Backend(reference_scan),
         "loop": Backend(loop_scan),
+        "cpp": in_module("kernels.gated_scan.cpp_scan"),
         "triton": in_module("kernels.gated_scan.triton_scan"),
     },
-    {"cpu": ("loop",), "gpu": ("triton", "loop")},
+    {"cpu": ("cpp", "loop"), "gpu": ("triton", "loop")},
 )
 backends, default, prefer = _SCAN.reasons, _SCAN.default, _SCAN.prefer
 scan_calls = Calls()

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.gated_scan import triton_kernels
 from kernels.gated_scan.chunks import Chunks
+from kernels.gated_scan.rows import repeating
 from kernels.triton_tuning import Tuned, config, refuses_device, triton_type, unavailable
 
 __all__ = ["refuses", "run", "unavailable"]
@@ -97,17 +98,7 @@ class _GatedScan(torch.autograd.Function):
 
 def _rows(*tensors: Tensor) -> tuple[tuple[Tensor, int, int], ...]:
     """Of each [N, *C]: a tensor, elements from row to row, and channels until a row repeats."""
-    return tuple(_repeating(x) for x in tensors)
-
-
-def _repeating(x: Tensor) -> tuple[Tensor, int, int]:
-    """Rows expanded over leading channel dimensions are read where they lie: keys that heads share are not copied."""
-    row = x[0]
-    while row.dim() and (row.stride(0) == 0 or row.shape[0] == 1):
-        row = row[0]
-    if row.is_contiguous():
-        return x, x.stride(0), row.numel()
-    return x.contiguous(), row.numel(), row.numel()
+    return tuple(repeating(x) for x in tensors)
 
 
 def _nothing(count: int) -> Planes:

@@ -1,7 +1,8 @@
 """Interval attention: every query attends to one contiguous interval of keys.
 
 Global, sliding-window, shifted-short, long-short and chunk-final attention are all this one operation.
-`reference` is the definition and `blocked` plain PyTorch on any device; `triton`, `flash` and `flex` are for GPUs.
+`reference` is the definition and `blocked` plain PyTorch on any device; `cpp` is for CPUs, where it is built, and
+`triton`, `flash` and `flex` are for GPUs.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ _ATTENTION = Backends(
     {
         "reference": Backend(reference_attention),
         "blocked": Backend(blocked_attention),
+        "cpp": in_module("kernels.interval_attention.cpp_attention"),
         "triton": in_module("kernels.interval_attention.triton_attention"),
         "flash": FLASH,
         "flex": FLEX,
     },
-    {"cpu": ("blocked",), "gpu": ("triton", "flash", "blocked")},
+    {"cpu": ("cpp", "blocked"), "gpu": ("triton", "flash", "blocked")},
 )
 backends, default, prefer = _ATTENTION.reasons, _ATTENTION.default, _ATTENTION.prefer
 attention_calls = Calls()

@@ -1,9 +1,10 @@
-"""The verb that says which kernels this machine can run. They are imported when it runs."""
+"""The verbs that say which kernels this machine can run, and build those in C++. They are imported when one runs."""
 
 from __future__ import annotations
 
 import argparse
 
+from lm.errors import UserError
 from lm.verbs.verb import Verb
 
 
@@ -13,6 +14,15 @@ def _backends(chosen: argparse.Namespace) -> None:
     for operation, backends in (("attention", interval_attention.backends()), ("scan", gated_scan.backends())):
         for name, reason in backends.items():
             print(f"{operation:10} {name:10} {reason}")
+
+
+def _build(chosen: argparse.Namespace) -> None:
+    from kernels.native.library import BuildError, build
+
+    try:
+        print(build())
+    except BuildError as error:
+        raise UserError(str(error)) from None
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,5 +35,11 @@ VERBS = {
         _arguments,
         "List the kernels, and why some cannot run on this machine.",
         "braid backends",
+    ),
+    "build-kernels": Verb(
+        _build,
+        _arguments,
+        "Compile the C++ kernels for this machine's CPU, once; they then run by default.",
+        "braid build-kernels",
     ),
 }

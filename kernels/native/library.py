@@ -1,0 +1,102 @@
+"""The C++ kernels as a shared library: built by `braid build-kernels` and by nothing else, found again by their source.
+
+The library is for the processor it was built on, and stands in a cache folder under a name made of its sources, the
+flags and the processor: after an update, or on another kind of machine, it counts as not built.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SOURCES = ("attention.cpp", "scan.cpp")
+HEADERS = ("tiles.h",)
+# No -ffast-math: rows that see nothing are told by infinities. The OpenMP library is torch's own, which is loaded.
+FLAGS = (
+    *("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fopenmp", "-fPIC", "-shared"),
+)
+FOLDER = "BRAID_KERNELS"
+_HERE = Path(__file__).parent
+
+
+class BuildError(Exception):
+    """The kernels could not be built; the message says why, with the compiler's words."""
+
+
+def compiler() -> str | None:
+    """The C++ compiler: of the environment variable CXX, or g++ or clang++."""
+    return next(
+        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
+    )
+
+
+def path() -> Path:
+    """Where the library of these sources stands for this processor, built or not: in the folder BRAID_KERNELS names."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get(FOLDER) or cache_home / "braid" / "kernels") / f"{_identity()}.so"
+
+
+@cache
+def _identity() -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for name in (*SOURCES, *HEADERS):
+        digest.update((_HERE / name).read_bytes())
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+        kept = [line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features"))]
+    except OSError:
+        kept = list(os.uname())
+    digest.update("\n".join(kept).encode())
+    return digest.hexdigest()[:20]
+
+
+def build() -> Path:
+    """Compiles the library unless it is there, and returns its path. Raises BuildError."""
+    target = path()
+    if target.exists():
+        return target
+    program = compiler()
+    if program is None:
+        raise BuildError("there is no C++ compiler: neither g++ nor clang++ is on the PATH, and CXX names none")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        command = [program, *FLAGS, *(os.fspath(_HERE / name) for name in SOURCES), "-o", os.fspath(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+        os.replace(made, target)  # whoever builds at the same time writes the same
+    return target
+
+
+def unavailable() -> str | None:
+    """Why the kernels cannot run here, None where they can."""
+    found = path()
+    if not found.exists():
+        return "it is not built for this version and processor: run `braid build-kernels`"
+    try:
+        load(found)
+    except OSError as error:
+        return f"{found} cannot be loaded: {error}"
+    return None
+
+
+@cache
+def load(library: Path) -> ctypes.CDLL:
+    """The library; torch must have been imported. Raises OSError where the file is none."""
+    return ctypes.CDLL(os.fspath(library))
+
+
+def function(name: str) -> Any:
+    """A function of the built library that takes a pointer to its call and returns nothing."""
+    found = getattr(load(path()), name)
+    found.argtypes, found.restype = [ctypes.c_void_p], None
+    return found
