@@ -99,9 +99,7 @@ class Rat(Mixer[RatOptions]):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache | None = None
     ) -> Tensor:
-        """All between the projections. q: [N, qk_groups, head_dim]; k, v, gate: [N, heads / qk_groups, qk_groups,
-        head_dim], where keys may be expanded views. Returns [N, heads, head_dim].
-        """
+        """All between the projections: q [N, groups, D]; k, v, gate [N, heads / groups, groups, D] to [N, heads, D]."""
         if cache is None:
             k_run, v_run = (s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
             if documents.share is not None:
@@ -118,16 +116,15 @@ class Rat(Mixer[RatOptions]):
             key_list = self._final_list(documents)
             keys, values = cache.buffers[0].read(key_list.first, key_list.last)
         heads = k_run.shape[1]
-        own_score = _repeat(q * self.own_scale, heads).to(k_run.dtype).mul(k_run).sum(-1)
+        own_query = (q * self.own_scale).to(k_run.dtype)[:, None]
+        own_score = (k_run.unflatten(1, (-1, q.shape[1])) * own_query).sum(-1).flatten(1)
         intervals = documents.memo(
             (self.options, self.dimensions, heads),
             lambda: documents.intervals(self.visible(documents).of_heads(range(heads)), key_list),
         )
         return interval_attention(
             _repeat(self._rotate(q, documents), heads),
-            keys,
-            values,
-            intervals,
+            *(keys, values, intervals),
             extra_score=own_score,
             extra_value=v_run.to(v.dtype),
         )[0]
