@@ -78,6 +78,7 @@ def ask(
                     progress.say(line)
             phase.advance(sum(record["length"] for record in records))
             phase.update(note=f"{records[-1]['task']} at {records[-1]['length']:,} tokens")
+        phase.update(note="")
 
 
 def _answer(model: Model, batch: Sequence[Item]) -> list[dict[str, Any]]:

@@ -47,12 +47,13 @@ def contrasts(first: Results, second: Results) -> Iterator[Contrast]:
 
 
 def labels(results: Sequence[Results]) -> list[str]:
-    """A name for each result: its model's, numbered where models share one."""
+    """A name for each result: its model's; with its folder's or a number behind it where models share one."""
     names = [result.name for result in results]
-    return [
-        f"{name} ({names[: place + 1].count(name)})" if names.count(name) > 1 else name
-        for place, name in enumerate(names)
-    ]
+    if len({(result.name, result.folder) for result in results}) == len(results):
+        behind = [result.folder for result in results]
+    else:
+        behind = [f"{names[: place + 1].count(name)}" for place, name in enumerate(names)]
+    return [f"{name} ({more})" if names.count(name) > 1 else name for name, more in zip(names, behind, strict=True)]
 
 
 def print_scores(results: Results) -> None:
@@ -121,16 +122,16 @@ def mean_rows(results: Results) -> list[list[str]]:
     return [[name, *(f"{100 * mean:.1f}" for mean in results.means(tasks).values())]]
 
 
-PERPLEXITY_COLUMNS = ("text", "protocol", "tokens", "perplexity", "nats per token", "bits per byte")
+PERPLEXITY_COLUMNS = ("text", "protocol", "tokens", "perplexity", "nats per token", "bits per byte", "note")
 
 
-def perplexity_row(found: Record) -> tuple[str, str, str, str, str, str]:
-    """One measurement in words, by `PERPLEXITY_COLUMNS`; why there is none, where there is none."""
+def perplexity_row(found: Record) -> tuple[str, ...]:
+    """One measurement in words, by `PERPLEXITY_COLUMNS`; the note says why there is none, where there is none."""
     place = found["text"], found["protocol"], f"{found['length']:,}"
     if "nll" not in found:
-        return *place, "", found["reason"], ""
+        return *place, "", "", "", found["reason"]
     error = "" if found["stderr"] is None else f" ± {found['stderr']:.4f}"
-    return *place, _said(found["perplexity"], ".4g"), _said(found["nll"], ".4f") + error, _said(found["bits_per_byte"])
+    return *place, _said(found["perplexity"], ".4g"), _said(found["nll"]) + error, _said(found["bits_per_byte"]), ""
 
 
 def _said(value: float | None, form: str = ".4f") -> str:
@@ -146,7 +147,7 @@ def perplexities(results: Results) -> list[Record]:
 def _perplexity_table(results: Results, name: str) -> Table:
     table = Table(title=f"{name}: perplexity, ± standard error")
     for column in PERPLEXITY_COLUMNS:
-        table.add_column(column, justify="left" if column in ("text", "protocol") else "right")
+        table.add_column(column, justify="left" if column in ("text", "protocol", "note") else "right")
     for found in perplexities(results):
         table.add_row(*perplexity_row(found))
     return table

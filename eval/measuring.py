@@ -48,6 +48,7 @@ def measure(
             for record in filter(None, world.gather(found)):
                 write(record)
             phase.advance(sum(one.tokens for one in left[number * ranks : (number + 1) * ranks]))
+        phase.update(note="")
 
 
 def in_order(records: Iterable[Record], wanted: Sequence[Measurement]) -> list[Record]:

@@ -16,7 +16,7 @@ from lm.train.tensor_file import replace_text
 
 Named = Sequence[tuple[str, Results]]
 MANY_TESTS = "Many rows are tested at once, so that small p occur here and there by chance."
-WORDS = frozenset({"task", "paired test", "reason", "text", "protocol", "model"})
+WORDS = frozenset({"task", "paired test", "reason", "text", "protocol", "note", "model"})
 
 
 def write_page(results: Sequence[Results], path: Path) -> None:

@@ -42,14 +42,14 @@ def curves(named: Named) -> Iterator[str]:
     if tasks := common_tasks([result for _, result in named]):
         means = {name: [(n, 100 * share) for n, share in result.means(tasks).items()] for name, result in named}
         counted = f"{len(tasks)} tasks" if len(tasks) > 1 else tasks[0]
-        yield line_chart(f"Mean of {counted} at every length", _series(means), TOKENS, PERCENT)
+        yield line_chart(f"Mean of {counted} at every length", _series(named, means), TOKENS, PERCENT)
     if len(named) > 1:
         for task in dict.fromkeys(task for _, result in named for task in result.tasks):
             lines = {
                 name: [(cell.length, 100 * cell.estimate.mean) for cell in result.cells if cell.task == task]
                 for name, result in named
             }
-            yield line_chart(task, _series(lines), TOKENS, PERCENT)
+            yield line_chart(task, _series(named, lines), TOKENS, PERCENT)
 
 
 def depth_maps(named: Named) -> Iterator[str]:
@@ -82,27 +82,30 @@ def _depth_map(title: str, cells: Sequence[Cell], depths: Sequence[float]) -> st
 
 
 def context_charts(named: Named) -> Iterator[str]:
-    """For each text and protocol the loss against the window, where there is more than one."""
+    """For each text and protocol the loss against the window, where there is more than one; per byte, so that models
+    with other tokenizers compare."""
     charts: dict[tuple[str, str], dict[str, list[Point]]] = {}
     for name, result in named:
         for record in result.measured("perplexity"):
             if "nll" in record:
                 lines = charts.setdefault((record["text"], record["by"]), {})
-                lines.setdefault(name, []).append((record["length"], record["nll"]))
+                lines.setdefault(name, []).append((record["length"], record["bits_per_byte"]))
     for (text, by), lines in charts.items():
         if any(len(points) > 1 for points in lines.values()):
-            yield line_chart(f"{text}: {by}", _series(lines), TOKENS, Axis("nats per token"))
+            yield line_chart(f"{text}: {by}", _series(named, lines), TOKENS, Axis("bits per byte"))
 
 
 def position_charts(named: Named) -> Iterator[str]:
-    """For each text the loss at every position, of all models."""
-    texts: dict[str, dict[str, Sequence[Point]]] = {}
+    """For each text the loss at every position, of all models that cut it into the same tokens."""
+    texts: dict[tuple[str, str], dict[str, Sequence[Point]]] = {}
     for name, result in named:
         for record in result.measured("perplexity"):
             if "by_position" in record:
-                texts.setdefault(record["of"], {})[name] = [_middle(part) for part in record["by_position"]]
-    for of, lines in texts.items():
-        yield line_chart(of, _series(lines), Axis("position", log=2), Axis("nats per token"))
+                lines = texts.setdefault((record["of"], result.settings["tokenizer"]), {})
+                lines[name] = [_middle(part) for part in record["by_position"]]
+    for (of, _), lines in texts.items():
+        whose = f"{', '.join(lines)}: " if len(lines) < len(named) else ""
+        yield line_chart(f"{whose}{of}", _series(named, lines), Axis("position", log=2), Axis("nats per token"))
 
 
 def _middle(part: Record) -> Point:
@@ -118,10 +121,13 @@ def efficiency_charts(named: Named) -> Iterator[str]:
             found = result.measured("efficiency")
             lines[name] = [(one["length"], None if one[key] is None else one[key] / scale) for one in found]
         if any(value is not None for points in lines.values() for _, value in points):
-            yield line_chart(title, _series(lines), TOKENS, Axis(unit, from_zero=True))
+            yield line_chart(title, _series(named, lines), TOKENS, Axis(unit, from_zero=True))
 
 
-def _series(lines: Mapping[str, Sequence[Point]]) -> list[Series]:
+def _series(named: Named, lines: Mapping[str, Sequence[Point]]) -> list[Series]:
+    """Each model in its own colour, the same in every chart."""
     return [
-        Series(name, points, "dots", colour=number % COLOURS) for number, (name, points) in enumerate(lines.items())
+        Series(name, lines[name], "dots", colour=number % COLOURS)
+        for number, (name, _) in enumerate(named)
+        if name in lines
     ]

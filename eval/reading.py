@@ -102,6 +102,10 @@ class Reading:
     def tokens(self) -> int:
         return sum(map(len, self.texts))
 
+    def pieces(self, length: int) -> list[Text]:
+        """All that `length` tokens long can be cut from single documents without overlap."""
+        return [text.part(at, at + length) for text in self.texts for at in range(0, len(text) - length + 1, length)]
+
 
 def _strided(reading: Reading) -> Mapping[str, Any]:
     stride = max(1, reading.length // 2)
@@ -125,17 +129,16 @@ def _window_mean(reading: Reading) -> Mapping[str, Any]:
 
 def _last_tokens(reading: Reading) -> Mapping[str, Any]:
     longest, last = max(reading.lengths), max(1, min(reading.lengths) // 2)
-    texts = [text for text in reading.texts if len(text) >= longest]
-    if not texts:
+    pieces = reading.pieces(longest)
+    if not pieces:
         return {"reason": f"no document has the {longest} tokens of the longest context"}
-    return last_tokens(reading.model, texts, [reading.length], last)[0].to_json()
+    return last_tokens(reading.model, pieces, [reading.length], last)[0].to_json()
 
 
 def _by_position(reading: Reading) -> Mapping[str, Any]:
-    n = reading.length
-    rows = [text.part(begin, begin + n) for text in reading.texts for begin in range(0, len(text) - n + 1, n)]
+    rows = reading.pieces(reading.length)
     if not rows:
-        return {"reason": f"no document has {n} tokens"}
+        return {"reason": f"no document has {reading.length} tokens"}
     return {"by_position": [asdict(part) for part in loss_by_position(reading.model, rows)], "rows": len(rows)}
 
 

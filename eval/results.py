@@ -78,7 +78,7 @@ class Cell:
 class Results:
     """A finished evaluation.
 
-    settings: as in settings.json. skipped: task, length and reason of what could not be asked.
+    settings: as in settings.json. skipped: task, length and reason of what could not be asked. folder: its name.
     """
 
     settings: Mapping[str, Any]
@@ -86,6 +86,7 @@ class Results:
     measurements: Sequence[Record] = ()
     skipped: Sequence[Record] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
 
     @property
     def name(self) -> str:
@@ -204,6 +205,7 @@ def load_results(folder: Path) -> Results:
         measurements=values["measurements"],
         skipped=values["skipped"],
         environment=values["environment"],
+        folder=folder.resolve().name,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,24 @@ def test_only_the_same_questions_are_paired() -> None:
 
 def test_models_of_one_name_are_told_apart() -> None:
     assert labels([FIRST, SECOND, FIRST]) == ["one (1)", "two", "one (2)"]
+    placed = [replace(FIRST, folder="fp32"), SECOND, replace(FIRST, folder="bf16")]
+    assert labels(placed) == ["one (fp32)", "two", "one (bf16)"]
+
+
+def test_losses_are_told_per_byte_or_for_equal_tokens_only() -> None:
+    def measured(nll: float, bits: float) -> list[dict[str, Any]]:
+        shared = {"kind": "perplexity", "of": "text", "text": "text", "by": "strided", "protocol": "strided"}
+        figures = {"nll": nll, "stderr": None, "perplexity": 1.0, "bits_per_byte": bits}
+        curve = [{"first": 1, "end": 4, "loss": nll}, {"first": 4, "end": 8, "loss": nll}]
+        return [*(shared | figures | {"length": n} for n in (4, 8)), shared | {"by_position": curve}]
+
+    one, same, other = (result(name, [], measurements=measured(5.0, 1.0)) for name in ("one", "same", "other"))
+    other = replace(other, settings=other.settings | {"tokenizer": "another"})
+    text = Page(render([one, same, other])).text
+    assert "text: stridedonesameother" in text.replace("\n", "")
+    assert "bits per byte" in text
+    assert "one, same: text" in text
+    assert "other: text" in text
 
 
 def test_the_command_prints_the_table_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

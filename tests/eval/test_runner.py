@@ -158,6 +158,7 @@ def test_texts_are_read_by_every_protocol_at_every_length_once(folder: Path, tmp
     text = read_text(model.tokenizer, (tmp_path / "long.txt").read_text())
     assert long["strided", 64]["nll"] == pytest.approx(strided(model, [text], 64, 32, 256).nll)
     assert long["strided", 64]["tokens"] == len(text) == 360
+    assert (long["last-tokens", 128]["units"], long["last-tokens", 128]["tokens"]) == (2, 64)  # pieces of 360 tokens
     curve = long["by-position", 128]["by_position"]
     assert (curve[0]["first"], curve[-1]["end"]) == (1, 128)
     content = (output / "measurements.jsonl").read_bytes()

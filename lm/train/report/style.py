@@ -60,7 +60,7 @@ svg.heat .high text { fill: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: normal; }
-th.word, td.word { text-align: left; }
+th.word, td.word { text-align: left; white-space: normal; }
 tbody tr:last-child td { border-bottom: 0; }
 dl { margin: 0; display: grid; gap: 4px 28px; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); }
 dl div { display: flex; gap: 12px; justify-content: space-between; border-bottom: 1px solid var(--rule);
