@@ -111,10 +111,10 @@ def answered(path: Path, items: Sequence[Item]) -> dict[Key, float]:
     done: dict[Key, float] = {}
     for record in SampleFile.read(path):
         item = asked.get((record["task"], record["length"], record["index"]))
-        if item is None or record["prompt"] != item.prompt_hash:
+        if item is None or record["prompt"] != item.prompt_hash or record.get("answers") != list(item.sample.answers):
             raise UserError(
                 f"{path}: sample {record['index']} of {record['task']} at {record['length']} tokens was another one, "
-                "written by another version of this program. Choose another folder."
+                "of other data or another version of this program. Choose another folder."
             )
         done[item.key] = record["score"]
     return done

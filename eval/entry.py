@@ -12,14 +12,14 @@ import torch
 from transformers.utils import logging
 
 from eval.compare import open_console, print_comparison, print_scores
-from eval.longbench import open_longbench, summaries, summary_table
+from eval.longbench import longbench_tasks, read_longbench, summaries, summary_table
 from eval.model import Model
 from eval.opening import open_model
 from eval.options import EvaluationOptions
 from eval.page import write_page
 from eval.reading import require_protocols
 from eval.results import ResultFolder, Results, load_results
-from eval.runner import Evaluation
+from eval.runner import Evaluation, open_texts
 from eval.selection import chosen_tasks
 from lm.errors import UserError
 from lm.train import distributed
@@ -47,11 +47,15 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
     """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
     tasks = chosen_tasks(options, "--tasks")
     require_protocols(options)
+    folder = ResultFolder(output)
+    folder.require_place()
+    texts = open_texts(options)
+    rows = None if options.longbench is None else read_longbench(options.longbench)
     progress, world, model = _open(choice)
-    if options.longbench is not None:
+    if options.longbench is not None and rows is not None:
         if model.context is None and "lengths" not in options.model_fields_set:
             raise UserError(f"--lengths: {model.name} does not say what length it is made for; name one")
-        asked = open_longbench(model, options.longbench)
+        asked = longbench_tasks(model, rows, options.longbench)
         unsaid = {"lengths": (model.context,), "samples": max(len(task.rows) for task in asked)}
         tasks = [*tasks, *asked]
         options = options.model_copy(update={key: unsaid[key] for key in unsaid.keys() - options.model_fields_set})
@@ -59,8 +63,7 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
     if options.evaluator is not None:
         with progress.phase(f"opening {options.evaluator}"):
             evaluator = open_model(options.evaluator)
-    folder = ResultFolder(output)
-    results = Evaluation(model, choice.path, tasks, options, world, progress, evaluator).run(folder)
+    results = Evaluation(model, choice.path, tasks, options, texts, world, progress, evaluator).run(folder)
     if results is not None:
         print_scores(results)
         if options.longbench is not None:
@@ -74,6 +77,7 @@ def harness(choice: ModelChoice, options: HarnessOptions, output: Path) -> None:
     """Runs tasks of lm-evaluation-harness, whose own files go to `output`. Works alone and under torchrun."""
     from eval.harness import run_harness, table
 
+    ResultFolder(output).require_place()
     progress, world, model = _open(choice)
     results = run_harness(model, options, output, world)
     if results is not None:
@@ -108,6 +112,9 @@ def _write_longbench(results: Results, path: Path) -> None:
 def compare(folders: Sequence[Path], page: Path) -> None:
     """Prints each later result beside the first, and writes the page of all. Raises UserError for what is no result."""
     results = [load_results(folder) for folder in folders]
+    try:
+        write_page(results, page)
+    except OSError as error:
+        raise UserError(f"--output: {page} cannot be written: {error.strerror}. Name a .html file") from None
     print_comparison(results)
-    write_page(results, page)
     print(f"page: {page}")

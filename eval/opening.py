@@ -43,7 +43,9 @@ def open_model(
     place = Path(path).expanduser()
     is_run, is_adapter = (place / RUN_FILE).is_file(), (place / ADAPTER_FILE).is_file()
     if adapter is not None and (is_run or is_adapter):
-        raise UserError(f"{path}: a run or an adapter, where the base of {adapter} is asked for: name that")
+        raise UserError(f"{path} is a run or an adapter, not the base of {adapter}: name the base")
+    if revision is not None and place.exists():
+        raise UserError(f"{path} is on this machine; a revision is of a model on the Hub")
     if is_run:
         model, tokenizer = model_of_run(read_run(place))
         model.to(dtype or torch.float32)

@@ -17,10 +17,9 @@ from eval.model import Model
 from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions
 from eval.perplexity import LONGLORA_STRIDE, last_tokens, loss_by_position, rolling, strided, window_mean
 from eval.tasks import open_haystack
+from eval.tasks.haystack import local_texts
 from eval.text import Text, joined, read_text
 from lm.data.fingerprint import content_digest
-from lm.data.options import SourceOptions
-from lm.data.sources import find_source
 from lm.errors import UserError, did_you_mean
 
 
@@ -68,11 +67,7 @@ def open_corpus(path: Path) -> Corpus:
     if path == PYTHON_DOCUMENTATION:
         haystack = open_haystack()
         return Corpus(haystack.name, [haystack.text])
-    source = find_source(SourceOptions(path=str(path)), "--perplexity")
-    documents = [document.text for document in source.documents()]
-    if not any(documents):
-        raise UserError(f"--perplexity: {path} holds no text")
-    return Corpus(str(path), documents)
+    return Corpus(str(path), local_texts(path, "--perplexity"))
 
 
 @dataclass(frozen=True)

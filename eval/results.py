@@ -10,6 +10,7 @@ report.html          see `eval.page`
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -160,6 +161,13 @@ class ResultFolder:
         self.settings, self.results = root / "settings.json", root / "results.json"
         self.samples, self.measurements = root / "samples.jsonl", root / "measurements.jsonl"
         self.page = root / "report.html"
+
+    def require_place(self) -> None:
+        """Raises UserError where the folder cannot be made, before anything is computed for it."""
+        found = next(place for place in (self.root, *self.root.absolute().parents) if place.exists())
+        if not found.is_dir() or not os.access(found, os.W_OK):
+            what = "cannot be written" if found.is_dir() else "is a file, not a folder"
+            raise UserError(f"--output: {found} {what}: choose another folder")
 
     @contextmanager
     def claimed(self, world: World, settings: Mapping[str, Any]) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,20 @@ from lm.train.environment import describe_environment
 from lm.train.progress import Progress
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What an evaluation reads besides the model."""
+
+    haystack: Haystack
+    corpora: Sequence[Corpus]
+
+
+def open_texts(options: EvaluationOptions) -> Texts:
+    """The texts that the options name. Raises UserError for those that do not exist."""
+    haystack = open_haystack(options.haystack, options.squad, options.hotpotqa)
+    return Texts(haystack, [open_corpus(text) for text in options.perplexity])
+
+
 class Evaluation:
     """One evaluation under way, on this rank."""
 
@@ -35,20 +49,20 @@ class Evaluation:
         path: str,
         tasks: Sequence[Task],
         options: EvaluationOptions,
+        texts: Texts,
         world: World,
         progress: Progress,
         evaluator: Model | None = None,
     ) -> None:
-        """path: where the model came from, as the user wrote it. tasks: those that the options choose.
+        """path: where the model came from, as the user wrote it. tasks, texts: those that the options choose.
         evaluator: the model by which key tokens are found; the evaluated one if left out.
 
-        Raises UserError for texts that do not exist, and lengths that the model has no positions for.
+        Raises UserError for lengths that the model has no positions for.
         """
         self.model, self.tasks, self.options, self.world, self.progress = model, tasks, options, world, progress
-        self.haystack = open_haystack(options.haystack, options.squad, options.hotpotqa)
+        self.haystack, self.corpora = texts.haystack, texts.corpora
         require_positions(model, options.lengths)
-        self.corpora = [open_corpus(text) for text in options.perplexity]
-        self.settings = settings_of(model, path, options, tasks, self.haystack, self.corpora)
+        self.settings = settings_of(model, path, options, tasks, texts)
         self.evaluator = evaluator or model
         self.settings["evaluator"] = self.evaluator.fingerprint() if "key-tokens" in options.protocols else None
         for one in (model, self.evaluator):
@@ -119,11 +133,10 @@ def settings_of(
     path: str,
     options: EvaluationOptions,
     tasks: Sequence[Task],
-    haystack: Haystack,
-    corpora: Sequence[Corpus],
+    texts: Texts,
 ) -> dict[str, Any]:
     """All that fixes an evaluation, for settings.json. Files are named by their content."""
-    network, longbench = model.model, options.longbench
+    network, longbench, haystack, corpora = model.model, options.longbench, texts.haystack, texts.corpora
     return {
         "model": {
             "name": model.name,

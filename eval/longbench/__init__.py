@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from eval.longbench.summary import summaries, summary, summary_table
-from eval.longbench.tasks import RULES, LongBenchTask, open_longbench
+from eval.longbench.tasks import RULES, LongBenchTask, longbench_tasks, read_longbench
 
-__all__ = ["RULES", "LongBenchTask", "open_longbench", "summaries", "summary", "summary_table"]
+__all__ = ["RULES", "LongBenchTask", "longbench_tasks", "read_longbench", "summaries", "summary", "summary_table"]

@@ -54,7 +54,10 @@ def read_rows(data: str, name: str) -> list[Row]:
     where = f"{data}, {name}"
     if found is None:
         raise UserError(f"{where}: there are no such rows. {HOW_TO_GET_IT}")
-    return [_row(values, f"{where}, row {number}") for number, values in enumerate(found, 1)]
+    try:
+        return [_row(values, f"{where}, row {number}") for number, values in enumerate(found, 1)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: cannot be read: {_first_line(error)}. {HOW_TO_GET_IT}") from None
 
 
 def _from_folder(folder: Path, name: str) -> Iterable[Any] | None:
@@ -98,23 +101,23 @@ def _from_hub(repository: str, name: str) -> Iterable[Any] | None:
     return rows
 
 
-def _lines(text: bytes) -> list[Any]:
+def _lines(text: bytes) -> Iterator[Any]:
     # Only line feeds end a row: contexts hold every other kind of line break.
-    return [json.loads(line) for line in text.decode().split("\n") if line.strip()]
+    return (json.loads(line) for line in text.decode().split("\n") if line.strip())
 
 
 def _row(values: Mapping[str, Any], where: str) -> Row:
-    asked = values.get("input", values.get("question"))  # as parquet copies call it
-    missing = [key for key in ("context", "answers", "length") if key not in values]
-    if asked is None or missing:
-        raise UserError(f"{where}: not a row of LongBench, {', '.join(missing) or 'input'} is missing")
+    found: dict[str, Any] = {"input": values.get("question"), **values}  # as parquet copies call it
+    kinds = {"input": str, "context": str, "answers": list, "length": int}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]:
+        raise UserError(f"{where}: not a row of LongBench, {', '.join(wrong)} is missing or of another type")
     return Row(
-        id=str(values.get("_id", "")),
-        input=asked,
-        context=values["context"],
-        answers=tuple(values["answers"]),
-        words=int(values["length"]),
-        classes=tuple(values.get("all_classes") or ()),
+        id=str(found.get("_id", "")),
+        input=found["input"],
+        context=found["context"],
+        answers=tuple(found["answers"]),
+        words=int(found["length"]),
+        classes=tuple(found.get("all_classes") or ()),
     )
 
 

@@ -84,8 +84,8 @@ class LongBenchTask:
         prompt, tokens, whole = fit_middle(self.model, text, room, self._in_chat)
         if prompt is None:
             raise CannotBuildError(
-                f"{self.name} needs {self.rules.max_new_tokens} tokens for its answer, and the {room} that are left of "
-                f"{length} are too few for its prompt. Ask for a longer length, or leave the task out."
+                f"{self.name} needs {self.rules.max_new_tokens} tokens for its answer, and the {max(room, 0)} that are "
+                f"left of {length} are too few for its prompt. Ask for a longer length, or leave the task out."
             )
         meta = {"tokens": tokens, "row": index, "words": row.words, "whole": int(whole)}
         return Sample(self.name, row.id or str(index), length, prompt, row.answers, self.rules.max_new_tokens, meta)
@@ -121,29 +121,34 @@ def fit_middle(model: Model, text: str, room: int, wrap: Callable[[str], str] = 
     return None, tokens, False
 
 
-def open_longbench(model: Model, options: LongBenchOptions) -> list[LongBenchTask]:
-    """The tasks over a copy of the data, see `read_rows`; all of them, or those named, in the benchmark's order.
-
-    Each dataset of LongBench-E is three tasks by length, named such as `qasper_e/4-8k`.
+def read_longbench(options: LongBenchOptions) -> dict[str, list[Row]]:
+    """The rows of the tasks over a copy of the data, see `read_rows`; of all, or those named, in the benchmark's order.
 
     Raises:
-        UserError: an unknown name, data that are not there, a tokenizer without chat template, or jieba is missing.
+        UserError: an unknown name, data that are not there, or jieba is missing.
     """
     known = {name: rules for name, rules in RULES.items() if rules.extended or not options.extended}
     for name in options.tasks:
         if name not in known:
             which = "LongBench-E" if options.extended else "LongBench"
             raise UserError(f"{which} has no task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
-    if options.apply_chat_template and not model.tokenizer.chat_template:
-        raise UserError(f"{model.name}: its tokenizer has no chat template")
     chosen = {name: rules for name, rules in known.items() if not options.tasks or name in options.tasks}
     _require_jieba(chosen)
-    tasks = []
-    for name, rules in chosen.items():
-        rows = read_rows(options.data, f"{name}_e" if options.extended else name)
-        parts = _buckets(f"{name}_e", rows) if options.extended else {name: rows}
-        tasks += [LongBenchTask(part, rules, some, model, options.apply_chat_template) for part, some in parts.items()]
-    return tasks
+    return {name: read_rows(options.data, f"{name}_e" if options.extended else name) for name in chosen}
+
+
+def longbench_tasks(model: Model, rows: Mapping[str, Sequence[Row]], options: LongBenchOptions) -> list[LongBenchTask]:
+    """What is asked of a model. Each dataset of LongBench-E is three tasks by length, named such as `qasper_e/4-8k`.
+
+    Raises UserError for a tokenizer without the chat template that is asked for.
+    """
+    if options.apply_chat_template and not model.tokenizer.chat_template:
+        raise UserError(f"{model.name}: its tokenizer has no chat template")
+    return [
+        LongBenchTask(part, RULES[name], some, model, options.apply_chat_template)
+        for name, all_rows in rows.items()
+        for part, some in (_buckets(f"{name}_e", all_rows) if options.extended else {name: all_rows}).items()
+    ]
 
 
 def _buckets(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:

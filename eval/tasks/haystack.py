@@ -70,14 +70,22 @@ def open_haystack(path: Path | None = None, squad: Path | None = None, hotpotqa:
     """
     if path is None:
         return Haystack(f"python-{platform.python_version()}-topics", _topics(), squad, hotpotqa)
+    return Haystack(str(path), "\n\n".join(local_texts(path, "haystack")), squad, hotpotqa)
+
+
+def local_texts(path: Path, key: str) -> list[str]:
+    """The documents of a file, folder or glob (kinds as in `data.sources`); key: what the user named it under.
+
+    Raises:
+        UserError: nothing that can be read is there.
+    """
     from lm.data.options import SourceOptions
     from lm.data.sources import find_source  # the file formats come with it
 
     try:
-        texts = [document.text for document in find_source(SourceOptions(path=str(path)), "haystack").documents()]
+        return [document.text for document in find_source(SourceOptions(path=str(path)), key).documents()]
     except UserError as error:  # the options of a source name it by their own key `path`
-        raise UserError(f"haystack: {str(error).removeprefix('haystack.path: ')}") from None
-    return Haystack(str(path), "\n\n".join(texts), squad, hotpotqa)
+        raise UserError(f"{key}: {str(error).removeprefix(f'{key}.path: ')}") from None
 
 
 def _topics() -> str:

@@ -111,6 +111,9 @@ def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     for other, reason in ((tmp_path / "none", "is not there"), (begun, "is not finished")):
         assert main(["eval", "compare", str(good), str(other)]) == 2
         assert f"the evaluation {reason}" in capsys.readouterr().err
+    for place in (tmp_path, good / "results.json" / "page.html"):
+        assert main(["eval", "compare", str(good), str(good), "--output", str(place)]) == 2
+        assert "Name a .html file" in capsys.readouterr().err
     assert main(["eval", "compare", str(good)]) == 2
     assert "at least two" in capsys.readouterr().err
     assert main(["eval", "compare", str(good), str(begun), "--tasks", "key", "--limit", "3"]) == 2

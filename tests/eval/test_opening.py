@@ -172,8 +172,10 @@ def test_what_is_no_adapter_or_fits_no_base_is_said(adapter: Path, save_model: S
     base = adapter.parent / "base"
     with pytest.raises(UserError, match="is not an adapter's folder"):
         open_model(base, adapter=base)
-    with pytest.raises(UserError, match="name that"):
+    with pytest.raises(UserError, match="name the base"):
         open_model(adapter, adapter=adapter)
+    with pytest.raises(UserError, match="a revision is of a model on the Hub"):
+        open_model(base, revision="main")
     save_model("llama", adapter.parent / "wider", hidden_size=64)
     with pytest.raises(UserError, match=r"adapter on .*wider cannot be loaded"):
         open_model(adapter.parent / "wider", adapter=adapter)

@@ -228,7 +228,10 @@ def test_a_task_that_does_not_fit_is_left_out_aloud(folder: Path, tmp_path: Path
         (["--suite", "rulr"], "--tasks: 'rulr' is no task of the offline suite. Did you mean 'ruler'? Suites: ruler"),
         (["--tasks", "paskey"], "--tasks: 'paskey' is no task of the offline suite. Did you mean 'passkey'?"),
         (["--haystack", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--perplexity", "/nowhere/at/all"], "--perplexity"),
+        (["--perplexity", "/nowhere/at/all"], "--perplexity: '/nowhere/at/all' does not exist"),
+        (["--output", "/dev/null/out"], "--output: /dev/null is a file, not a folder"),
+        (["--longbench", "/nowhere", "--longbench-tasks", "qaspr"], "no task 'qaspr'. Did you mean 'qasper'"),
+        (["--longbench", "/nowhere", "--longbench-tasks", "qasper"], "/nowhere: there is no such folder or file"),
         (["--perplexity", "--evaluator", "other"], "--evaluator finds key tokens: add --perplexity"),
         (["--perplexity", "--protocols", "stride"], "--protocols: there is no 'stride'. Did you mean 'strided'?"),
         (["--protocols", "strided", "--text-tokens", "9"], "--protocols, --text-tokens is for --perplexity"),
@@ -238,10 +241,12 @@ def test_mistakes_are_named_before_anything_is_asked(
     words: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["eval", str(folder), "--lengths", "520", "--output", str(tmp_path / "out"), *words]
-    assert main(command if "--suite" in words or "--tasks" in words else [*command, "--tasks", "passkey"]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    chosen = {"--suite", "--tasks", "--longbench"} & set(words)
+    assert main(command if chosen else [*command, "--tasks", "passkey"]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert "opening" not in said.out
     assert not (tmp_path / "out").exists()
 
 

@@ -45,6 +45,11 @@ def test_a_folder_of_results_with_the_benchmarks_means(
     assert main([word if word != str(copy) else str(moved) for word in words]) == 0
     assert (tmp_path / "out" / "samples.jsonl").read_bytes() == answers
 
+    rows = moved / "lcc.jsonl"
+    rows.write_text(rows.read_text().replace("    return left", "    return right"))
+    assert main([word if word != str(copy) else str(moved) for word in words]) == 2
+    assert "sample 0 of lcc at 900 tokens was another one" in capsys.readouterr().err
+
 
 def test_a_task_that_does_not_fit_is_left_out_and_missing_data_are_asked_for(
     folder: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

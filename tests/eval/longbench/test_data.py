@@ -69,3 +69,11 @@ def test_other_rows_are_refused_by_place(tmp_path: Path) -> None:
     (tmp_path / "qasper.jsonl").write_text('{"input": "x", "context": "y", "answers": ["z"]}\n')
     with pytest.raises(UserError, match=r"qasper, row 1: .* length is missing"):
         read_rows(str(tmp_path), "qasper")
+    (tmp_path / "trec.jsonl").write_text('{"input": "x", "context": "y", "answers": "z", "length": 3}\n')
+    with pytest.raises(UserError, match=r"trec, row 1: .* answers is missing or of another type"):
+        read_rows(str(tmp_path), "trec")
+    (tmp_path / "lcc.jsonl").write_text('{"input": ')
+    (tmp_path / "samsum.parquet").write_text("no table")
+    for name in ("lcc", "samsum"):
+        with pytest.raises(UserError, match=rf"{name}: cannot be read: .*data\.zip"):
+            read_rows(str(tmp_path), name)

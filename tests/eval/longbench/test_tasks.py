@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.longbench import RULES, LongBenchTask, open_longbench
+from eval.longbench import RULES, LongBenchTask, longbench_tasks, read_longbench
 from eval.longbench.data import Row
 from eval.longbench.tasks import fit_middle
 from eval.model import Model
@@ -40,7 +40,8 @@ def jieba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(model: Model, copy: Path, *names: str, **more: Any) -> list[LongBenchTask]:
-    return open_longbench(model, LongBenchOptions(data=str(copy), tasks=names, **more))
+    options = LongBenchOptions(data=str(copy), tasks=names, **more)
+    return longbench_tasks(model, read_longbench(options), options)
 
 
 def asked(task: LongBenchTask, length: int = 100_000) -> list[Sample]:
