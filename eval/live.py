@@ -98,8 +98,8 @@ class LiveEvaluation:
         sums = torch.zeros(len(self._names), 4, dtype=torch.float64)
         engine.eval()
         with torch.no_grad():
-            for first in range(0, len(self._packs), world.size):
-                mine = first + world.rank
+            for first in range(0, len(self._packs), world.readers):
+                mine = first + world.reader
                 # A rank without a pack of its own reads the first one without counting: under ZeRO-3 all must read.
                 pack = self._packs[mine if mine < len(self._packs) else 0]
                 found = engine.forward(pack)
@@ -108,7 +108,7 @@ class LiveEvaluation:
                 late = time.monotonic() - start > self._options.seconds
                 if world.sum(torch.tensor(float(late))) > 0:
                     break
-        return self._record(world.sum(sums).cpu())
+        return self._record(world.sum_once(sums).cpu())
 
     def _record(self, sums: Tensor) -> dict[str, float]:
         record: dict[str, float] = {"eval/samples": float(sums[:, 1].sum())}

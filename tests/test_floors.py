@@ -67,8 +67,8 @@ FLOORS: dict[str, set[str]] = {
     "train": {"lm.cli"},
     "benchmarks": BENCHMARKS,
 }
-# All that the rest of the house knows of the mixers: what each is, and that there are some.
-KNOWN = ("lm.model.mixers.Mixer", "lm.model.mixers.MIXERS")
+# All that the rest of the house knows of the mixers: what each is, what softmax attention is, and that there are some.
+KNOWN = ("lm.model.mixers.Mixer", "lm.model.mixers.SoftmaxMixer", "lm.model.mixers.MIXERS")
 OURS = ("kernels", "lm", "eval", "train", "benchmarks")
 
 

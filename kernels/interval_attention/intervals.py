@@ -20,7 +20,8 @@ class Intervals:
     """Query n of the key/value heads in group s sees keys [start[s, n], end[n]), none where end <= start.
 
     start: [S, N] int64, non-decreasing in n, >= 0. end: [N] int64, non-decreasing, 0 <= end <= number of keys.
-    kv_heads: how many key/value heads each of the S groups has, in head order.
+    kv_heads: how many key/value heads each of the S groups has, in head order. parts_of: where a call has a part of a
+    layer's heads, the layer's key/value heads that see what those of each group do; for whoever tells of them.
     Make one object per kind of layer and batch: the block plans are cached on it and shared by all its layers.
     Raises ValueError when shapes, types or the order of the bounds are wrong.
     """
@@ -28,6 +29,7 @@ class Intervals:
     start: Tensor
     end: Tensor
     kv_heads: tuple[int, ...]
+    parts_of: tuple[range, ...] = ()
     _memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -15,8 +15,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from kernels.interval_attention import interval_attention
+from lm.extend.stand_in import stand_in
 from lm.hf.rows import Rows, arrange, real_tokens, restarts
 from lm.model.documents import Documents, Visible
+from lm.model.mixers import SoftmaxMixer
 from lm.model.shifted_groups import halved_kv_heads, shifted_visible
 
 
@@ -26,7 +28,7 @@ def set_attention(model: PreTrainedModel, group_size: int | None) -> IntervalAtt
     Returns what its layers call from now on.
     """
     name = "braid_full" if group_size is None else f"braid_shifted_short_{group_size}"
-    attention = IntervalAttention(group_size)
+    attention = IntervalAttention(group_size, stand_in(model.config, group_size))
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, _two_dimensional_mask)
     model.set_attn_implementation(name)
@@ -39,8 +41,10 @@ class IntervalAttention:
     called_by: the attention modules that have called it.
     """
 
-    def __init__(self, group_size: int | None) -> None:
+    def __init__(self, group_size: int | None, on_shares: SoftmaxMixer[Any]) -> None:
+        """on_shares: what attends in the layers' place where several ranks hold the stream."""
         self.group_size = group_size
+        self._on_shares = on_shares
         self.called_by: WeakSet[nn.Module] = WeakSet()
 
     def __call__(
@@ -64,6 +68,11 @@ class IntervalAttention:
         self.called_by.add(module)
         group_size = self.group_size if module.training else None
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        if documents is not None and documents.share is not None:
+            self._on_shares.train(module.training)
+            # It scales scores as most models do; the base may have a scale of its own.
+            own_scale = 1.0 if scaling is None else scaling * q.shape[-1] ** 0.5
+            return self._on_shares.mix(q[0] * own_scale, k[0], v[0], documents)[None], None
         if documents is not None:
             return attend(q[0], k[0], v[0], documents, group_size, scaling)[None], None
         rows, keys_real = _rows(query, key, attention_mask, position_ids)

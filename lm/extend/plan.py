@@ -12,11 +12,10 @@ from transformers.initialization import no_init_weights
 
 from lm.extend.adapters import target_names, whole_modules
 from lm.extend.options import LoraOptions
+from lm.extend.stand_in import stand_in
 from lm.hf import BraidConfig
-from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
 from lm.model.mixers import Mixer
-from lm.model.options import ModelOptions
 from lm.plan import LayerPlan, Plan, make_plan
 
 
@@ -34,32 +33,13 @@ def plan_extension(
     if isinstance(config, BraidConfig):
         plan = make_plan(config.to_options(), sequence_length, dtype)
     else:
-        plan = _plan(model, _stand_in(config, group_size), sequence_length, dtype)
+        plan = _plan(model, stand_in(config, group_size), sequence_length, dtype)
     inputs = config.hidden_size * len(plan.layers)
     plan = replace(
         plan,
         activation_bytes_per_token=plan.activation_bytes_per_token / len(plan.layers) + inputs * dtype.itemsize,
     )
     return plan if lora is None else _partly_frozen(plan, model, lora)
-
-
-def _stand_in(config: PreTrainedConfig, group_size: int | None) -> Mixer:  # type: ignore[type-arg]
-    """Braid's mixer with the heads and the reach of one of the base's layers."""
-    kind = {"kind": "attention"} if group_size is None else {"kind": "shifted_short", "group_size": group_size}
-    heads = config.num_attention_heads
-    options = ModelOptions.model_validate(
-        {
-            "vocab_size": 2,
-            "hidden_size": config.hidden_size,
-            "num_attention_heads": heads,
-            "num_key_value_heads": getattr(config, "num_key_value_heads", None) or heads,
-            "head_dim": getattr(config, "head_dim", None),
-            "mixers": {"attention": kind},
-            "layers": "attention",
-        }
-    )
-    with torch.device("meta"):
-        return LanguageModel(options).model.mixers[0]
 
 
 def _plan(model: PreTrainedModel, mixer: Mixer, length: int, dtype: torch.dtype) -> Plan:  # type: ignore[type-arg]

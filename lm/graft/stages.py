@@ -17,10 +17,9 @@ from lm.graft.options import GraftOptions
 from lm.graft.regression import Regression, RegressionModel
 from lm.graft.trainee import GRAFTED, Grafting
 from lm.hf import BraidForCausalLM
-from lm.model.documents import Documents
 from lm.train import checkpoint, distributed
 from lm.train.distributed import World
-from lm.train.engine import MicroBatch, StepResult
+from lm.train.engine import StepResult
 from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.folder import Run, RunFolder
@@ -32,6 +31,7 @@ from lm.train.periodic import Periodic
 from lm.train.progress import Progress
 from lm.train.report import load_report_data, save_report_data
 from lm.train.sections import Sections
+from lm.train.sharing import MicroBatch, forward_all
 
 REGRESSION = "regression"
 """Below a run's folder: the folder of its first stage."""
@@ -155,10 +155,7 @@ class Scorer:
 
     def forward(self, batch: MicroBatch) -> CrossEntropy:
         """The summed loss, and what it was for each target [N]."""
-        device = self.world.device
-        documents = Documents.from_lengths(batch.lengths, device=device)
-        out: CrossEntropy = self.model(batch.tokens.flatten().to(device), documents, batch.targets.flatten().to(device))
-        return out
+        return forward_all(self.model, batch, self.world)
 
 
 def graft(run: GraftRun, hook: Hook | None = None) -> None:

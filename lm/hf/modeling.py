@@ -17,6 +17,7 @@ from lm.hf.configuration import BraidConfig
 from lm.hf.rows import Rows, arrange, real_tokens, restarts
 from lm.model.block import Block
 from lm.model.decoder import DecoderLayers, Head
+from lm.model.documents import Documents
 from lm.model.mixers import Mixer
 from lm.model.short_conv import ShortConvolution
 
@@ -89,12 +90,14 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        documents: Documents | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [rows, columns, hidden_size] of `input_ids` or `inputs_embeds` [rows, columns(, hidden_size)].
 
         attention_mask: [rows, columns seen so far], 0 for padding on either side. position_ids mark packed documents:
-        one begins wherever they do not go on; such a row cannot enter a cache.
+        one begins wherever they do not go on; such a row cannot enter a cache. documents: given instead of both, those
+        of the one row, which has neither padding nor a past.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -103,10 +106,13 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shape = (x.shape[0], x.shape[1])
         real = real_tokens(attention_mask, shape[1])
-        begins = None if past_key_values is not None else restarts(position_ids, shape, real)
+        begins = None if past_key_values is not None or documents is not None else restarts(position_ids, shape, real)
         cache = self._cache(past_key_values, use_cache, packed=begins is not None)
         layers = None if cache is None else cache.open(self, shape[0], x.dtype, x.device)
-        rows = arrange(shape, real, begins, None if layers is None else layers.seen, x.device)
+        if documents is None:
+            rows = arrange(shape, real, begins, None if layers is None else layers.seen, x.device)
+        else:
+            rows = Rows(shape, None, documents)
 
         seen: list[Tensor] = []
         keep = (

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.gated_scan import Chunks, gated_scan
 from lm.model.documents import Documents
 
 
@@ -24,7 +23,7 @@ def add_carried(states: Sequence[Tensor], gate: Tensor, chunk_size: int, documen
     share = documents.share
     assert share is not None
     lead = min(-int(documents.past[0]) % chunk_size, int(documents.lengths[0]))
-    decay = _decay(gate[:lead])
+    decay = gate[:lead].cumprod(0)
     product = decay[-1] if lead == documents.num_tokens else torch.zeros_like(states[0][0])
     ends = torch.stack((product, *(state[-1] for state in states)))[None]
     first = opening_ranks(share.stream, share.bounds, chunk_size)
@@ -47,11 +46,3 @@ def opening_ranks(stream: Documents, bounds: Sequence[int], chunk_size: int) -> 
         return [bisect_right(bounds, begin - offset) - 1 for begin, offset in zip(bounds, offsets, strict=False)]
 
     return stream.memo(("opening ranks", chunk_size), build)
-
-
-def _decay(gate: Tensor) -> Tensor:
-    """Products of the gates up to each token [n, ...]: what is left of a state before them, by the scan itself."""
-    opening = gate.new_zeros(1, *gate.shape[1:])
-    values = torch.cat((torch.ones_like(opening), torch.zeros_like(gate)))
-    chunk = Chunks(torch.tensor([0, len(values)], device=gate.device))
-    return gated_scan(torch.cat((opening, gate)), (values,), chunk)[0][1:]

@@ -27,12 +27,14 @@ class Visible:
 
     first: [S, N] int64, first visible key per head group (may lie before the document's first key).
     end: [N] int64, one past the last visible key.
-    kv_heads: key/value heads in each of the S head groups.
+    kv_heads: key/value heads in each of the S head groups. parts_of: the groups that these were part of, see
+    `Intervals`.
     """
 
     first: Tensor
     end: Tensor
     kv_heads: tuple[int, ...]
+    parts_of: tuple[range, ...] = ()
 
     @property
     def groups(self) -> Iterator[range]:
@@ -41,9 +43,11 @@ class Visible:
 
     def of_heads(self, kv_heads: range) -> Visible:
         """What the queries of some key/value heads see."""
-        counts = [sum(head in kv_heads for head in group) for group in self.groups]
+        groups = tuple(self.groups)
+        counts = [sum(head in kv_heads for head in group) for group in groups]
         present = [index for index, count in enumerate(counts) if count]
-        return Visible(self.first[present], self.end, tuple(counts[index] for index in present))
+        parts_of = tuple(groups[index] for index in present) if len(groups) > 1 else ()
+        return Visible(self.first[present], self.end, tuple(counts[index] for index in present), parts_of)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class Documents:
         """Flat intervals [start, end) of each query over the key list, clipped to its document's keys."""
         offset = keys.offset[self.document]
         first = torch.maximum(visible.first, keys.first[self.document])
-        return Intervals(start=first + offset, end=visible.end + offset, kv_heads=visible.kv_heads)
+        return Intervals(first + offset, visible.end + offset, visible.kv_heads, visible.parts_of)
 
     def preceded(self, tokens: int) -> Documents:
         """The stream that begins so many tokens earlier, which are all of the first document's past."""

@@ -37,32 +37,33 @@ class Exchange(NamedTuple):
     received: int
 
 
-def offers(mixer: Mixer[Any], length: int, ranks: int, dtype: torch.dtype) -> dict[Scheme, Exchange]:
-    """What each scheme that serves the mixer exchanges of one document of `length` tokens on `ranks` ranks."""
-    bounds, stream = even_bounds(length, ranks), Documents.from_lengths([length])
+def offers(mixer: Mixer[Any], lengths: Sequence[int], ranks: int, dtype: torch.dtype) -> dict[Scheme, Exchange]:
+    """What each scheme that serves the mixer exchanges of a stream of documents on `ranks` ranks."""
+    stream = Documents.from_lengths(lengths)
+    bounds = even_bounds(stream.num_tokens, ranks)
     asked = max(mixer.neighbour_bytes(stream, bounds, dtype))
     found: dict[Scheme, Exchange] = {"neighbours": Exchange("neighbours", asked)}
     if (values := mixer.head_values(ranks)) is not None:
         there, back = (count // ranks for count in values)
         counts = [end - begin for begin, end in pairwise(bounds)]
-        traded = max((length - count) * there + count * (ranks - 1) * back for count in counts)
+        traded = max((stream.num_tokens - count) * there + count * (ranks - 1) * back for count in counts)
         found["heads"] = Exchange("heads", traded * dtype.itemsize)
     return found
 
 
-def choose(mixer: Mixer[Any], length: int, ranks: int, dtype: torch.dtype) -> Exchange:
+def choose(mixer: Mixer[Any], lengths: Sequence[int], ranks: int, dtype: torch.dtype) -> Exchange:
     """The cheaper of `offers`.
 
     Neighbours are asked where that moves less and leaves no rank with more than `MAX_EXCESS` over its share of the
     mixer's FLOPs, and where heads do not divide.
     """
-    found = offers(mixer, length, ranks, dtype)
+    found = offers(mixer, lengths, ranks, dtype)
     asked, traded = found["neighbours"], found.get("heads")
     if traded is None:
         return asked
     weights = sum(part.in_features * part.out_features for part in mixer.modules() if isinstance(part, nn.Linear))
-    counts = [end - begin for begin, end in pairwise(even_bounds(length, ranks))]
-    scores = mixer.scores(Documents.from_lengths([length])).split(counts)
+    counts = [end - begin for begin, end in pairwise(even_bounds(sum(lengths), ranks))]
+    scores = mixer.scores(Documents.from_lengths(lengths)).split(counts)
     work = [2 * weights * len(part) + 4 * mixer.dimensions.head_dim * int(part.sum()) for part in scores]
     even = max(work) <= (1 + MAX_EXCESS) * sum(work) / ranks
     return asked if even and asked.received < traded.received else traded
@@ -77,12 +78,12 @@ def even_bounds(tokens: int, ranks: int) -> tuple[int, ...]:
 class SequenceGroup:
     """The ranks that hold one stream together.
 
-    length: tokens of the documents for which exchanges are chosen. dtype: of activations. scheme: taken by every layer,
-    where heads divide, instead of the cheaper one.
+    lengths: of the documents of a typical stream, for which exchanges are chosen. dtype: of activations. scheme: taken
+    by every layer, where heads divide, instead of the cheaper one.
     """
 
     ranks: Ranks
-    length: int
+    lengths: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     scheme: Scheme | None = None
     _chosen: dict[Any, Scheme] = field(default_factory=dict, repr=False)
@@ -92,20 +93,24 @@ class SequenceGroup:
         key = (type(mixer), mixer.options, mixer.dimensions, mixer.training)
         if key not in self._chosen:
             forced = self.scheme if mixer.head_values(self.ranks.size) is not None else "neighbours"
-            self._chosen[key] = forced or choose(mixer, self.length, self.ranks.size, self.dtype).scheme
+            self._chosen[key] = forced or choose(mixer, self.lengths, self.ranks.size, self.dtype).scheme
         return self._chosen[key] == "heads"
+
+    def part(self, tokens: int) -> slice:
+        """Which of a stream's tokens this rank holds."""
+        return slice(*even_bounds(tokens, self.ranks.size)[self.ranks.rank :][:2])
 
     def share(self, stream: Documents) -> Documents:
         """This rank's documents of a stream that is the same on all ranks. Raises ValueError where a rank gets none."""
         if stream.num_tokens < self.ranks.size:
             raise ValueError(f"{stream.num_tokens} tokens cannot be shared out to {self.ranks.size} ranks")
-        bounds = even_bounds(stream.num_tokens, self.ranks.size)
-        begin, end = bounds[self.ranks.rank : self.ranks.rank + 2]
+        part = self.part(stream.num_tokens)
+        begin, end = part.start, part.stop
         starts, ends = stream.cu_seqlens[:-1], stream.cu_seqlens[1:]
         lengths = ends.clamp(max=end) - starts.clamp(min=begin)
         here = lengths > 0
         past = (begin - starts).clamp(min=0)
-        share = TokenShare(self, stream, bounds, stream.lengths[here])
+        share = TokenShare(self, stream, even_bounds(stream.num_tokens, self.ranks.size), stream.lengths[here])
         local = Documents.from_lengths(lengths[here], past[here])
         return Documents(local.lengths, local.past, local.document, local.position, share)
 

@@ -43,12 +43,23 @@ def summary(prepared: Prepared, tokens: int) -> str:
 
 
 def rows_per_rank(run: Run, ranks: int, section: str = "train") -> int:
-    """Rows that each rank reads in one step. Raises UserError, naming the section, where the batch does not divide."""
+    """Rows that each rank, or each group of ranks that share theirs, reads in one step.
+
+    Raises UserError where the ranks do not form such groups and, naming the section, where the batch does not divide.
+    """
+    shared = run.train.sequence_parallel
+    if ranks % shared:
+        raise UserError(
+            f"train.sequence_parallel: {ranks} {'rank' if ranks == 1 else 'ranks'} cannot form groups of {shared} that "
+            f"share a sequence: start a multiple of {shared} ranks, or set it to a number that divides {ranks}"
+        )
     rows = run.train.global_batch_tokens // run.data.sequence_length
-    if rows % ranks:
+    readers = ranks // shared
+    if rows % readers:
+        groups = "ranks" if shared == 1 else f"groups of {shared} ranks"
         raise UserError(
             f"{section}.global_batch_tokens: {run.train.global_batch_tokens} tokens are {rows} rows of "
-            f"{run.data.sequence_length}, which {ranks} ranks cannot share equally: use a multiple of "
-            f"{ranks * run.data.sequence_length}, or another number of ranks"
+            f"{run.data.sequence_length}, which {readers} {groups} cannot share equally: use a multiple of "
+            f"{readers * run.data.sequence_length}, or another number of ranks"
         )
-    return rows // ranks
+    return rows // readers

@@ -6,8 +6,8 @@ import atexit
 import logging
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from kernels.exchange import Ranks
 from lm.errors import UserError
+from lm.model.shares import SequenceGroup
 
 T = TypeVar("T")
 
@@ -35,18 +37,49 @@ def launched_size() -> int:
 
 @dataclass(frozen=True)
 class World:
-    """All ranks of the run, seen from this one. Every method is collective."""
+    """All ranks of the run, seen from this one. Every method is collective.
+
+    sequence: the ranks that share their rows with this one, where sequences are held by several.
+    """
 
     rank: int
     size: int
     device: torch.device
     _patient: dist.ProcessGroup | None
+    sequence: SequenceGroup | None = None
+
+    @property
+    def readers(self) -> int:
+        """How many ranks, or groups of ranks that share their rows, read different rows."""
+        return self.size if self.sequence is None else self.size // self.sequence.ranks.size
+
+    @property
+    def reader(self) -> int:
+        """Which of them this rank is, or belongs to."""
+        return self.rank if self.sequence is None else self.rank // self.sequence.ranks.size
+
+    def sharing_sequences(self, ranks: int, lengths: Sequence[int], dtype: torch.dtype) -> World:
+        """The same world where every `ranks` neighbouring ranks, a divisor of all, hold the same rows together.
+
+        lengths, dtype: see `SequenceGroup`.
+        """
+        if ranks == 1:
+            return self
+        members = [list(range(first, first + ranks)) for first in range(0, self.size, ranks)]
+        groups = [dist.new_group(group) for group in members]
+        own = Ranks(groups[self.rank // ranks], self.rank % ranks, ranks)
+        return replace(self, sequence=SequenceGroup(own, tuple(lengths), dtype))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in float64."""
         total = values.to(self.device, torch.float64, copy=True)
         dist.all_reduce(total)
         return total
+
+    def sum_once(self, values: torch.Tensor) -> torch.Tensor:
+        """The same of what ranks that share their rows all know: it counts once for each row."""
+        counts = self.sequence is None or self.sequence.ranks.rank == 0
+        return self.sum(values if counts else torch.zeros_like(values))
 
     def gather(self, value: T) -> list[T]:
         """What each rank gave, in the order of ranks, however long the slowest takes."""

@@ -9,31 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.errors import UserError
-from lm.model.documents import Documents
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
 from lm.train.optimizer import build_optimizer
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
 from lm.train.shards import Fragment, adam_step, fragments, initialise_moments, publish, set_adam_step
-
-
-class MicroBatch(Protocol):
-    """What one forward reads: see `lm.data.batches.Batch`."""
-
-    @property
-    def tokens(self) -> Tensor: ...
-    @property
-    def targets(self) -> Tensor: ...
-    @property
-    def lengths(self) -> Sequence[int]: ...
+from lm.train.sharing import MicroBatch, forward_all, forward_own
 
 
 @dataclass(frozen=True)
@@ -93,14 +82,15 @@ class Engine:
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         engine.train()
-        targets = int(self.world.sum(torch.stack([(b.targets != -100).sum() for b in micro_batches]).sum()))
-        # DeepSpeed averages gradients over ranks, so the sum over targets needs the rank count back.
+        targets = int(self.world.sum_once(torch.stack([(b.targets != -100).sum() for b in micro_batches]).sum()))
+        # DeepSpeed averages gradients over ranks, so the sum over targets needs the rank count back. Ranks that share a
+        # sequence need nothing more: each has the gradients of its own tokens' way through the weights.
         scale = self.world.size / max(1, targets)
         nll = torch.zeros((), dtype=torch.float64, device=device)
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             engine.set_gradient_accumulation_boundary(last)
-            out = self.forward(batch)
+            out = forward_own(engine, batch, self.world)
             nll += out.token_nll.sum(dtype=torch.float64)
             engine.backward(out.loss * scale, scale_wrt_gas=False)
             if not last:
@@ -109,12 +99,8 @@ class Engine:
         return StepResult(float(self.world.sum(nll)) / max(1, targets), targets, grad_norm, applied)
 
     def forward(self, batch: MicroBatch) -> CrossEntropy:
-        """The summed loss, and what it was for each target [N]."""
-        device = self.world.device
-        documents = Documents.from_lengths(batch.lengths, device=device)
-        tokens, targets = batch.tokens.flatten().to(device), batch.targets.flatten().to(device)
-        out: CrossEntropy = self._engine(tokens, documents, targets)
-        return out
+        """The summed loss, and what it was for each target [N], without gradients."""
+        return forward_all(self._engine, batch, self.world)
 
     def eval(self) -> None:
         """Evaluation mode, until the next step."""

@@ -11,8 +11,8 @@ from lm.data.prepare import Validation
 from lm.data.rows import IGNORED
 from lm.model.documents import Documents
 from lm.train.distributed import World
-from lm.train.engine import MicroBatch
 from lm.train.evaluation import Evaluation, loss_by_position
+from lm.train.sharing import MicroBatch
 
 
 class Evaluated(Protocol):
@@ -39,7 +39,7 @@ def evaluate(
     sums = torch.zeros(3, batches.sequence_length, dtype=torch.float64)
     engine.eval()
     with torch.no_grad():
-        for indices, real in forwards(rows, micro_batch_size, world.rank, world.size):
+        for indices, real in forwards(rows, micro_batch_size, world.reader, world.readers):
             batch = batches.rows(indices)
             batch.targets[real:] = IGNORED
             out = engine.forward(batch)
@@ -47,7 +47,7 @@ def evaluate(
             position = Documents.from_lengths(batch.lengths).position[counted]
             for total, values in zip(sums, (out.token_nll, out.correct, counted), strict=True):
                 total.index_add_(0, position, values.cpu().double()[counted])
-    nll, correct, counts = world.sum(sums).cpu()
+    nll, correct, counts = world.sum_once(sums).cpu()
     tokens = round(counts.sum().item())
     return Evaluation(
         step=step,

@@ -63,7 +63,11 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
         return
     rows = rows_per_rank(run, distributed.launched_size(), kind.section)
     prefer_backends(run.train)
-    world = distributed.start()
+    world = distributed.start().sharing_sequences(
+        run.train.sequence_parallel,
+        [run.data.sequence_length] * min(rows, run.train.micro_batch_size),
+        DTYPES[run.train.precision],
+    )
     if run.log.wandb == "online":
         world.on_rank_zero(require_wandb_login)
     with folder.claimed(world):
@@ -87,7 +91,7 @@ class Training:
     def __init__(
         self, run: Run, folder: RunFolder, world: World, progress: Progress, prepared: Prepared, rows: int
     ) -> None:
-        """`rows`: rows that a rank reads in one step."""
+        """`rows`: rows that a rank, or a group of ranks that share theirs, reads in one step."""
         self.run = run
         self.folder = folder
         self.world = world
@@ -198,13 +202,13 @@ class Training:
             skipped=self.counters.skipped + (not result.applied),
             tokens=self.counters.tokens + self.run.train.global_batch_tokens,
         )
-        flops = float(self.world.sum(torch.tensor(self.step_flops([batch.lengths for batch in micro_batches]))))
+        flops = float(self.world.sum_once(torch.tensor(self.step_flops([batch.lengths for batch in micro_batches]))))
         record = self.record(result, lr, flops, time.perf_counter() - start, loaded - start)
         return record | seen, result.applied
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows of a step: a pure function of the step."""
-        first = (step * self.world.size + self.world.rank) * self.rows
+        first = (step * self.world.readers + self.world.reader) * self.rows
         size = self.run.train.micro_batch_size
         indices = range(first, first + self.rows)
         return [self.prepared.train.rows(indices[begin : begin + size]) for begin in range(0, self.rows, size)]

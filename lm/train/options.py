@@ -20,6 +20,12 @@ class TrainOptions(Options):
         ge=1, description="Tokens per optimizer step over all ranks; a multiple of data.sequence_length."
     )
     micro_batch_size: int = Field(default=1, ge=1, description="Rows of one forward and backward on one rank.")
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="Neighbouring ranks that hold each row together, a share of its tokens each; divides the number of "
+        "ranks. For rows longer than one rank's memory; see docs/sequence-parallel.md.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights; data.seed decides the order of rows.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Precision of forward and backward; master weights are fp32 either way."
@@ -78,6 +84,11 @@ def check_run(train: TrainOptions, optimizer: OptimizerOptions, sequence_length:
     """Raise ValueError, naming the key to change, if the sections cannot work together."""
     check_batch("train.global_batch_tokens", train.global_batch_tokens, "data.sequence_length", sequence_length)
     check_schedule("optimizer.schedule", optimizer.schedule, "train.steps", train.steps)
+    if train.sequence_parallel > sequence_length:
+        raise ValueError(
+            f"train.sequence_parallel is {train.sequence_parallel}, more than data.sequence_length {sequence_length}: "
+            "every rank needs a token of each row"
+        )
 
 
 def check_batch(key: str, tokens: int, length_key: str, length: int) -> None:

@@ -22,9 +22,9 @@ from lm.data.tokenizers import BytesTokenizer
 from lm.errors import UserError
 from lm.run_file import load_run_file
 from lm.train import distributed
-from lm.train.engine import MicroBatch
 from lm.train.log import read_metrics
 from lm.train.progress import Progress
+from lm.train.sharing import MicroBatch
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = BytesTokenizer()

@@ -8,8 +8,9 @@ import pkgutil
 from typing import Any
 
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
+from lm.model.mixers.softmax import SoftmaxMixer
 
-__all__ = ["MIXERS", "Dimensions", "Mixer", "MixerOptions", "build_mixer"]
+__all__ = ["MIXERS", "Dimensions", "Mixer", "MixerOptions", "SoftmaxMixer", "build_mixer"]
 
 
 def _find_mixers() -> dict[str, type[Mixer[Any]]]:

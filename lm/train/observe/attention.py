@@ -31,11 +31,12 @@ class HeadGroup:
     """Neighbouring query heads [first, end) that see the same keys.
 
     largest: the largest |score| before softmax, a scalar. entropy: [2], summed entropy of the softmax in nats, and the
-    rows it is summed over.
+    rows it is summed over. only: whether the layer has no other.
     """
 
     first: int
     end: int
+    only: bool
     largest: Tensor
     entropy: Tensor
 
@@ -71,11 +72,14 @@ def head_groups(
         logs = scores.log_softmax(dim=2)
         rows = ~logs[..., 0].isnan()  # a row that sees nothing has no entropy
         entropy += torch.stack((_entropy(logs).nan_to_num(0.0).sum(dim=1), rows.sum(dim=1)))
-    bounds = [repeats * border for border in accumulate(intervals.kv_heads, initial=0)]
-    return [
-        HeadGroup(first, end, largest[first:end].amax(), entropy[:, first:end].sum(dim=1))
-        for first, end in pairwise(bounds)
-    ]
+    called = [range(*pair) for pair in pairwise(accumulate(intervals.kv_heads, initial=0))]
+    found = []
+    for own, group in zip(called, intervals.parts_of or called, strict=True):
+        heads_of = slice(repeats * own.start, repeats * own.stop)
+        figures = largest[heads_of].amax(), entropy[:, heads_of].sum(dim=1)
+        only = len(called) == 1 and not intervals.parts_of
+        found.append(HeadGroup(repeats * group.start, repeats * group.stop, only, *figures))
+    return found
 
 
 def _scores(q: Tensor, k: Tensor, intervals: Intervals, scale: float, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,4 +102,4 @@ def _entropy(logs: Tensor) -> Tensor:
 def labels(groups: list[HeadGroup]) -> Iterator[tuple[str, HeadGroup]]:
     """What names each group in a metric: nothing where it is the only one, else its heads, `/0-1`."""
     for group in groups:
-        yield "" if len(groups) == 1 else f"/{group.first}-{group.end - 1}", group
+        yield "" if group.only else f"/{group.first}-{group.end - 1}", group

@@ -77,8 +77,8 @@ class RecallProbes:
         sums = torch.zeros(len(names), 3, dtype=torch.float64)
         self._engine.eval()
         with torch.no_grad():
-            for begin in range(0, len(probes), world.size):
-                place = begin + world.rank
+            for begin in range(0, len(probes), world.readers):
+                place = begin + world.reader
                 # A rank without a probe of its own reads the first one uncounted: under ZeRO-3 all must read.
                 tokens, asked = probes[place if place < len(probes) else 0]
                 found = self._engine.forward(asked)
@@ -87,7 +87,7 @@ class RecallProbes:
                     right, nll = (x.cpu().double()[counted].sum() for x in (found.correct, found.token_nll))
                     sums[names.index(tokens)] += torch.stack((right, nll, counted.sum().double()))
         record: dict[str, float] = {}
-        for tokens, (right, nll, count) in zip(names, world.sum(sums).tolist(), strict=True):
+        for tokens, (right, nll, count) in zip(names, world.sum_once(sums).tolist(), strict=True):
             record |= {f"recall/{tokens}": right / count, f"recall/{tokens}/nll": nll / count}
         return record
 

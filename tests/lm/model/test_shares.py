@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def group(rank: int, size: int) -> SequenceGroup:
-    return SequenceGroup(Ranks(None, rank, size), 64)  # type: ignore[arg-type]
+    return SequenceGroup(Ranks(None, rank, size), (64,))  # type: ignore[arg-type]
 
 
 @pytest.mark.launch
@@ -67,9 +67,13 @@ def test_a_stream_of_fewer_tokens_than_ranks_is_refused() -> None:
     ],
 )
 def test_the_cheaper_exchange_is_chosen(new_mixer, name, ranks, length, scheme) -> None:  # type: ignore[no-untyped-def]
-    assert choose(new_mixer(name), length, ranks, torch.float32).scheme == scheme
+    assert choose(new_mixer(name), [length], ranks, torch.float32).scheme == scheme
+
+
+def test_rows_that_ranks_hold_whole_need_no_exchange(new_mixer) -> None:  # type: ignore[no-untyped-def]
+    assert choose(new_mixer("global"), [64, 64], 2, torch.float32) == ("neighbours", 0)
 
 
 def test_a_mixer_in_evaluation_mode_is_chosen_for_as_what_it_is_there(new_mixer) -> None:  # type: ignore[no-untyped-def]
     """Shifted groups see everything once trained."""
-    assert choose(new_mixer("s2").eval(), 4096, 2, torch.float32).scheme == "heads"
+    assert choose(new_mixer("s2").eval(), [4096], 2, torch.float32).scheme == "heads"

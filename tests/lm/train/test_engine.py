@@ -14,10 +14,11 @@ from lm.model.documents import Documents
 from lm.train import checkpoint, distributed
 from lm.train.checkpoint import Counters
 from lm.train.deepspeed_options import DeepSpeedOptions
-from lm.train.engine import Engine, MicroBatch, StepResult
+from lm.train.engine import Engine, StepResult
 from lm.train.optimizer import parameter_groups
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
+from lm.train.sharing import MicroBatch
 
 VOCAB, WIDTH, LR = 31, 12, 1e-2
 STAGES = [(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")]
