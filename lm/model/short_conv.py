@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from lm.model.cache import MixerCache
 from lm.model.documents import Documents, Share
 
-_STATE = "short_conv"
-
 
 class ShortConvolution(nn.Module):
     """y_t = x_t + sum_{j < width} weight[j] * x_{t-j} in every channel, with x = 0 before the document begins.
@@ -21,9 +19,10 @@ class ShortConvolution(nn.Module):
     weight decay pulls, change nothing: a pretrained model that is given a convolution starts as it was.
     """
 
-    def __init__(self, hidden_size: int, width: int) -> None:
-        """width: tokens that each output sees, its own included."""
+    def __init__(self, hidden_size: int, width: int, state: str = "short_conv") -> None:
+        """width: tokens that each output sees, its own included. state: its name in the cache, its own in a layer."""
         super().__init__()
+        self._state = state
         self.weight = nn.Parameter(torch.zeros(width, hidden_size))
 
     def init_weights(self) -> None:
@@ -46,8 +45,8 @@ class ShortConvolution(nn.Module):
         # Each document behind as many inputs from before this stream: zeros, or what a cache or other ranks have.
         padded = x.new_zeros(len(place) + len(first), x.shape[1]).index_copy(0, filled, given)
         if cache is not None:
-            padded = padded.index_copy(0, first, cache.states[_STATE].flatten(0, 1))
-            cache.states[_STATE] = padded[last].view_as(cache.states[_STATE])
+            padded = padded.index_copy(0, first, cache.states[self._state].flatten(0, 1))
+            cache.states[self._state] = padded[last].view_as(cache.states[self._state])
         weight = self.weight.to(torch.promote_types(x.dtype, torch.float32))
         mixed = padded[before:] * weight[0]
         for shift in range(1, before + 1):
@@ -76,7 +75,7 @@ class ShortConvolution(nn.Module):
 
     def extend_cache(self, cache: MixerCache, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         """Gives an empty cache of `rows` documents the inputs before their first tokens."""
-        cache.states[_STATE] = torch.zeros(rows, self.before, self.weight.shape[1], dtype=dtype, device=device)
+        cache.states[self._state] = torch.zeros(rows, self.before, self.weight.shape[1], dtype=dtype, device=device)
 
     def cache_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of one row's inputs, after any number of tokens."""
