@@ -86,15 +86,20 @@ log: {{wandb: disabled}}
 """
 
 
-@pytest.fixture
-def run_path(base_folder: Path, tmp_path: Path) -> Path:
-    """The run file of an extension of the saved model, with a few words as text."""
-    corpus = tmp_path / "corpus"
+def write_run(base: Path, folder: Path) -> Path:
+    """The run file of an extension of `base`, with a few words as text, all below `folder`."""
+    corpus = folder / "corpus"
     corpus.mkdir()
     for index in range(24):
         words = (WORDS[(index * place + place // 5) % len(WORDS)] for place in range(30 + 40 * (index % 5)))
         (corpus / f"{index}.txt").write_text(" ".join(words))
-    path = tmp_path / "extend.yaml"
-    places = {"base": base_folder, "corpus": corpus, "cache": tmp_path / "cache", "output": tmp_path / "out"}
+    path = folder / "extend.yaml"
+    places = {"base": base, "corpus": corpus, "cache": folder / "cache", "output": folder / "out"}
     path.write_text(RUN_FILE.format(**places))
     return path
+
+
+@pytest.fixture
+def run_path(base_folder: Path, tmp_path: Path) -> Path:
+    """The run file of an extension of the saved model."""
+    return write_run(base_folder, tmp_path)

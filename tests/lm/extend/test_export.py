@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lm.data.tokenizers import BytesTokenizer
 from lm.errors import UserError
@@ -62,6 +64,29 @@ def test_trained_merged_and_reloaded_are_equal(make_extension, choice: str | Non
     assert model.config.max_position_embeddings == TARGET
     assert model.config._attn_implementation == "sdpa" or model.config.model_type == "braid"
     close(logits_of(model), expected)
+
+
+@pytest.mark.parametrize("base_folder", ["tied", "untied"], indirect=True)
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+def test_a_folder_says_by_itself_what_the_model_is(make_extension, kind: str, tmp_path: Path) -> None:
+    """No other key, code or flag is needed: plain transformers takes positions, length and vocabulary from it."""
+    extension = make_extension(CHOICES["longlora"], rope={"kind": kind})
+    weights, _ = trained(extension)
+    export_merged(tmp_path, extension, weights, BytesTokenizer(), Training(1, 1))
+    planned = plan_config(extension.config, extension.extend, training=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert "auto_map" not in config
+    assert not list(tmp_path.glob("*.py"))
+    assert config["rope_parameters"] == planned.rope_parameters
+    assert config["max_position_embeddings"] == TARGET
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert torch.equal(model.model.rotary_emb.inv_freq, LlamaRotaryEmbedding(planned).inv_freq)
+    assert tokenizer.model_max_length == TARGET
+    # The embedding keeps the base's rows, of which the tokenizer may use fewer.
+    rows = model.get_input_embeddings().weight.shape[0]
+    assert len(tokenizer) <= rows == config["vocab_size"] == extension.config.vocab_size
+    assert model.generation_config.eos_token_id is not None
 
 
 @pytest.mark.parametrize("choice", CHOICES)

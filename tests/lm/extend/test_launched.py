@@ -1,4 +1,4 @@
-"""An extension on two ranks that share frozen and trained parameters (ZeRO-3)."""
+"""Extensions on two ranks that share frozen and trained parameters (ZeRO-3)."""
 
 from __future__ import annotations
 
@@ -12,31 +12,63 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lm.export import export_run
+from lm.export import export_run, read_run
+from lm.model.documents import Documents
 from lm.run_file import load_run_file
 from lm.train.log import read_metrics
 from lm.train.loop import train
 
+from .conftest import TARGET, save_base, write_run
+
 ROOT = Path(__file__).parents[3]
-SCRIPT = ROOT / "tests" / "lm" / "train" / "stages_script.py"
+KINDS = ("tied", "untied")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By kind of base a folder with `base`, the run file, and in `out` what two ranks left."""
+    root = tmp_path_factory.mktemp("launched")
+    runs = {}
+    for kind in KINDS:
+        save_base(kind, root / kind / "base")
+        runs[kind] = write_run(root / kind / "base", root / kind)
+    launcher = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = ROOT / "tests" / "lm" / "extend" / "launch_script.py"
+    subprocess.run([*launcher, script, *runs.values()], env=environment, check=True, timeout=300)
+    return {kind: root / kind for kind in KINDS}
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("base_folder", ["tied"], indirect=True)
-def test_two_ranks_train_as_one_and_leave_one_model(run_path: Path, base_folder: Path, tmp_path: Path) -> None:
-    launcher = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*launcher, SCRIPT, run_path, tmp_path, "3"], env=environment, check=True, timeout=300)
-    train(load_run_file(run_path))
-    two, one = (read_metrics(tmp_path / folder / "metrics.jsonl") for folder in ("stage-3", "out"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_as_one(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    train(load_run_file(folders[kind] / "extend.yaml", [f"train.output_dir={tmp_path}"]))
+    two, one = (read_metrics(folder / "metrics.jsonl") for folder in (folders[kind] / "out", tmp_path))
     for key in ("loss", "grad_norm"):
         assert [record[key] for record in two] == pytest.approx([record[key] for record in one], rel=1e-4)
+    assert two[-1]["validation_loss"] == pytest.approx(one[-1]["validation_loss"], rel=1e-4)
 
-    export_run(tmp_path / "stage-3", tmp_path / "merged")
-    export_run(tmp_path / "stage-3", tmp_path / "adapter", adapter_only=True)
+
+@pytest.mark.launch
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_they_trained_is_the_adapter_and_the_merged_model(
+    folders: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    out = folders[kind] / "out"
+    export_run(out, tmp_path / "merged")
+    export_run(out, tmp_path / "adapter", adapter_only=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    base = AutoModelForCausalLM.from_pretrained(base_folder, config=AutoConfig.from_pretrained(tmp_path / "adapter"))
+    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(folders[kind] / "base", config=config)
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    ids = torch.arange(256)[None]
+    run = read_run(out)
+    trained = run.trainee.build().model.eval()
+    trained.load_state_dict(run.weights, strict=False)
+    ids = torch.randint(0, 250, (TARGET,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-5)
+        expected = trained(ids, Documents.from_lengths([TARGET]))
+        for model in (merged, adapted):
+            assert (model(ids[None]).logits[0] - expected).abs().max() < 1e-5 * expected.abs().max()
+    original = AutoModelForCausalLM.from_pretrained(folders[kind] / "base", config=config).eval()
+    with torch.no_grad():
+        assert (original(ids[None]).logits[0] - expected).abs().max() > 1e-2, "and it is not the base"

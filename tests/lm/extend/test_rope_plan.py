@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from lm.errors import UserError
 from lm.extend.base import plan_config
@@ -51,6 +51,30 @@ def test_linear_positions_are_divided(factor: int) -> None:
     positions = torch.arange(100)
     found = rotary(planned(llama(), OLD * factor), positions * factor)
     assert torch.equal(found, rotary(llama(), positions))
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_scores_under_linear_positions_depend_on_the_divided_distance_alone(factor: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, DIM, generator=random)
+
+    def score(config: LlamaConfig, i: int, j: int) -> float:
+        (cos_i, sin_i), (cos_j, sin_j) = (LlamaRotaryEmbedding(config)(q, torch.tensor([[p]])) for p in (i, j))
+        rotated = apply_rotary_pos_emb(q, q, cos_i, sin_i)[0], apply_rotary_pos_emb(k, k, cos_j, sin_j)[0]
+        return float((rotated[0] * rotated[1]).sum())
+
+    extended = planned(llama(), OLD * factor)
+    for distance in (0, 5, 40):
+        expected = score(llama(), distance, 0)
+        for j in (0, 3, 1000):
+            assert score(extended, j + factor * distance, j) == pytest.approx(expected, abs=2e-3)
+    assert abs(score(extended, 40, 0) - score(llama(), 40, 0)) > 0.1
+
+
+def test_a_factor_of_one_is_the_identity() -> None:
+    same = llama(rope_parameters={"rope_type": "linear", "factor": 1.0, "rope_theta": 10_000.0})
+    assert torch.equal(frequencies(same)[0], frequencies(llama())[0])
+    assert covered_context(same.rope_parameters, OLD) == OLD
 
 
 @pytest.mark.parametrize("factor", [2.0, 8.0])
