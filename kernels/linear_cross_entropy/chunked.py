@@ -29,17 +29,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = (with_gradients and need for need in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if need_weight else None
+        # One buffer for the logits of all chunks, and no pass over it more than needed: fresh memory is slow on a CPU.
+        buffer = torch.empty((min(chunk_size, len(targets)), len(weight)), dtype=wide, device=hidden.device)
         for first in range(0, len(targets), chunk_size):
             rows = slice(first, first + chunk_size)
-            logits = (hidden[rows] @ weight.t()).to(wide)
+            logits = _logits(hidden[rows], weight, buffer)
             target = targets[rows, None]
-            lse = logits.logsumexp(dim=1)
-            token_nll[rows] = lse - logits.gather(1, target)[:, 0]
+            greatest, place = logits.max(dim=1)
+            wanted = logits.gather(1, target)[:, 0]
+            shares = torch.softmax(logits, dim=1, out=logits)
+            lse = greatest - shares.gather(1, place[:, None])[:, 0].log()  # the greatest share is at least 1 / V
+            token_nll[rows] = lse - wanted
             token_z[rows] = lse
-            correct[rows] = logits.argmax(dim=1) == targets[rows]
+            correct[rows] = place == targets[rows]
             if not (need_hidden or need_weight):
                 continue
-            grad_logits = logits.sub_(lse[:, None]).exp_().mul_((1 + 2 * z_loss * lse)[:, None])
+            grad_logits = shares if z_loss == 0 else shares.mul_((1 + 2 * z_loss * lse)[:, None])
             grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
@@ -55,6 +60,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
         return *scaled, None, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
+    """hidden @ weight.T in the first rows of the buffer, in the buffer's type."""
+    logits = buffer[: len(hidden)]
+    if buffer.dtype == hidden.dtype:
+        return torch.mm(hidden, weight.t(), out=logits)
+    return logits.copy_(hidden @ weight.t())
 
 
 def _add_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
