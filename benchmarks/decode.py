@@ -11,13 +11,13 @@ The second table compares cache bytes, measured from caches that hold the same n
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.measure import WALL, Clock
 from lm.hf import BraidCache, BraidConfig, BraidForCausalLM
 from lm.model.documents import Documents
 
@@ -90,14 +90,14 @@ def stepper(model: Any, cache: Any) -> Callable[[], None]:
     return step
 
 
-def tokens_per_second(step: Callable[[], None], steps: int) -> float:
-    started = time.perf_counter()
+def tokens_per_second(step: Callable[[], None], steps: int, clock: Clock = WALL) -> float:
+    started = clock.read()
     for _ in range(steps):
         step()
-    return steps / (time.perf_counter() - started)
+    return steps / (clock.read() - started)
 
 
-def measure_speed(position: int, rounds: int) -> dict[str, float]:
+def measure_speed(position: int, rounds: int, clock: Clock = WALL) -> dict[str, float]:
     """Median tokens per second of both models, taken in alternating rounds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     hybrid = braid(position, **HYBRID).to(device)
@@ -111,7 +111,7 @@ def measure_speed(position: int, rounds: int) -> dict[str, float]:
     speeds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, (step, count) in steps.items():
-            speeds[name].append(tokens_per_second(step, count))
+            speeds[name].append(tokens_per_second(step, count, clock))
     medians = {f"{name}_tokens_per_second": statistics.median(values) for name, values in speeds.items()}
     return medians | {"ratio": medians["braid_tokens_per_second"] / medians["llama_tokens_per_second"]}
 
@@ -128,12 +128,13 @@ def measure_cache(position: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def main(quick: bool, position: int | None) -> dict[str, Any]:
+def main(quick: bool, position: int | None, clock: Clock) -> dict[str, Any]:
     """Measures at the position (16,384 if none is given; 2,048 if quick), prints the tables and returns the figures."""
     position = position or (2_048 if quick else 16_384)
     rounds = 3 if quick else 9
-    speed, cache = measure_speed(position, rounds), measure_cache(position)
-    print(f"decoding at position {position:,}: tokens/s, median of {rounds} rounds, {torch.get_num_threads()} threads")
+    speed, cache = measure_speed(position, rounds, clock), measure_cache(position)
+    threads = torch.get_num_threads()
+    print(f"decoding at position {position:,}: tokens/s, median of {rounds} rounds, {threads} threads, {clock.name}")
     print(f"  RAT-16 + local-1024 (Braid)            {speed['braid_tokens_per_second']:9.2f}")
     print(f"  Llama, DynamicCache (transformers)     {speed['llama_tokens_per_second']:9.2f}")
     print(f"  ratio                                  {speed['ratio']:9.2f}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import interleaved, mebibytes, milliseconds, peak_bytes
+from benchmarks.measure import Clock, interleaved, mebibytes, milliseconds, peak_bytes
 from kernels.linear_cross_entropy import linear_cross_entropy
 
 VOCAB, WIDTH = 49_152, 576
@@ -19,7 +19,7 @@ ROUNDS, BUDGET = 3, 90.0
 OURS, PEER = "linear_cross_entropy", "F.linear, F.cross_entropy"
 
 
-def main(quick: bool, tokens: int | None) -> dict[str, Any]:
+def main(quick: bool, tokens: int | None, clock: Clock) -> dict[str, Any]:
     """Measures, prints the table and returns the figures."""
     count = tokens or (QUICK_TOKENS if quick else TOKENS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,12 +37,13 @@ def main(quick: bool, tokens: int | None) -> dict[str, Any]:
         F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum").backward()
 
     runs = {OURS: ours, PEER: theirs}
-    seconds = interleaved(runs, ROUNDS, BUDGET)
+    seconds = interleaved(runs, ROUNDS, BUDGET, clock)
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
     memory = None if None in peaks.values() else (peaks[PEER] or 0) / (peaks[OURS] or 1)
     found = {"tokens": count, "vocabulary": VOCAB, "width": WIDTH, "seconds": seconds, "peak_bytes": peaks}
     found |= {"time_ratio": seconds[PEER] / seconds[OURS], "memory_ratio": memory}
-    print(f"{count:,} tokens, vocabulary {VOCAB:,}, width {WIDTH}, fp32, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"{count:,} tokens, vocabulary {VOCAB:,}, width {WIDTH}, fp32, {threads} threads, {clock.name}")
     print("| what | ms | peak MiB |\n|---|---|---|")
     for name in runs:
         print(f"| {name} | {milliseconds(seconds[name])} | {mebibytes(peaks[name])} |")

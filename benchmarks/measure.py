@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,43 @@ Run = Callable[[], object]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def interleaved(runs: Mapping[str, Run], rounds: int, budget: float) -> dict[str, float]:
+@dataclass(frozen=True)
+class Clock:
+    """What seconds are: of the wall, or of this process on the CPU, which other processes disturb less.
+
+    The second is for one thread: threads that wait for each other count as busy.
+    """
+
+    read: Callable[[], float] = time.perf_counter
+    name: str = "wall clock"
+
+
+WALL, CPU = Clock(), Clock(time.process_time, "CPU time of the process")
+
+
+def interleaved(runs: Mapping[str, Run], rounds: int, budget: float, clock: Clock = WALL) -> dict[str, float]:
     """Median seconds of each run: all are run once to warm up, then in turn, so that other load meets them alike.
 
     rounds: at most so many of each after the warm-up; budget: seconds after which no further round begins. Where the
     warm-up alone has used the budget, its times are the figures.
     """
     begin = time.perf_counter()
-    warm_up = {name: _seconds(run) for name, run in runs.items()}
+    warm_up = {name: _seconds(run, clock) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         if time.perf_counter() - begin > budget:
             break
         for name, run in runs.items():
-            seconds[name].append(_seconds(run))
+            seconds[name].append(_seconds(run, clock))
     return {name: statistics.median(seconds[name] or [warm_up[name]]) for name in runs}
 
 
-def _seconds(run: Run) -> float:
-    begin = time.perf_counter()
+def _seconds(run: Run, clock: Clock) -> float:
+    begin = clock.read()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return clock.read() - begin
 
 
 def peak_bytes(run: Run) -> int | None:
@@ -90,11 +105,12 @@ def forward_and_backward(call: Callable[[], Tensor], leaves: list[Tensor]) -> Ru
     return run
 
 
-def write_figures(path: Path | None, figures: Mapping[str, Any]) -> None:
+def write_figures(path: Path | None, clock: Clock, figures: Mapping[str, Any]) -> None:
     """Writes the figures as JSON, with the machine they were taken on; nothing where path is None."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": describe_environment(), **figures}, indent=2) + "\n", encoding="utf-8")
+        told = {"machine": describe_environment(), "clock": clock.name, **figures}
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def milliseconds(seconds: float | None) -> str:

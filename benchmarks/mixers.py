@@ -19,7 +19,7 @@ from transformers import MistralConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_sliding_window_causal_mask
 
-from benchmarks.measure import Run, forward_and_backward, interleaved, mebibytes, milliseconds, peak_bytes
+from benchmarks.measure import WALL, Clock, Run, forward_and_backward, interleaved, mebibytes, milliseconds, peak_bytes
 from kernels import gated_scan, interval_attention
 from lm.model.decoder import Decoder
 from lm.model.documents import Documents
@@ -132,13 +132,15 @@ def sliding(length: int, window: int = 1024) -> Core:
     return Core(lambda: sdpa_attention_forward(module, q, k, v, mask)[0], leaves, HEADS * length * min(window, length))
 
 
-def measure(length: int, backward: bool, names: Sequence[str], rounds: int, budget: float) -> list[Figure]:
+def measure(
+    length: int, backward: bool, names: Sequence[str], rounds: int, budget: float, clock: Clock = WALL
+) -> list[Figure]:
     """All mixers named at one length, and their peers, in one run."""
     cores = {SDPA: sdpa(length)} | {name: core(kinds(length)[name], length) for name in names}
     if "local 1024" in names and 1024 < length <= LONGEST_DENSE_MASK and not backward:
         cores[SLIDING] = sliding(length)
     runs = {name: found.run(backward) for name, found in cores.items()}
-    seconds = interleaved(runs, rounds, budget)
+    seconds = interleaved(runs, rounds, budget, clock)
     figures = []
     for name, found in cores.items():
         figure = Figure(
@@ -160,14 +162,14 @@ def measure(length: int, backward: bool, names: Sequence[str], rounds: int, budg
 
 
 def measure_all(
-    lengths: Sequence[int], names: Sequence[str], directions: Sequence[bool], quick: bool
+    lengths: Sequence[int], names: Sequence[str], directions: Sequence[bool], quick: bool, clock: Clock
 ) -> Iterator[list[Figure]]:
     """The figures of each length and direction, as they come."""
     rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET) if quick else (ROUNDS, BUDGET)
     for length in lengths:
         for backward in directions:
             if not backward or length <= LONGEST_BACKWARD:
-                yield measure(length, backward, names, rounds, budget)
+                yield measure(length, backward, names, rounds, budget, clock)
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -192,17 +194,18 @@ def main(
     lengths: Sequence[int] | None,
     names: Sequence[str] | None,
     directions: Sequence[bool],
+    clock: Clock,
 ) -> dict[str, Any]:
     """Measures, prints the table while it grows, and returns the figures."""
     attention, scan = (operation.default(_device().type) for operation in (interval_attention, gated_scan))
     print(
         f"{HEADS} heads of {HEAD_DIM}, one row, fp32, {torch.get_num_threads()} threads, "
-        f"attention backend {attention}, scan backend {scan}"
+        f"attention backend {attention}, scan backend {scan}, {clock.name}"
     )
     print(HEADER, flush=True)
     chosen = lengths or (QUICK_LENGTHS if quick else LENGTHS)
     found: list[Figure] = []
-    for figures in measure_all(chosen, names or list(kinds(chosen[0])), directions, quick):
+    for figures in measure_all(chosen, names or list(kinds(chosen[0])), directions, quick, clock):
         print(table(figures), flush=True)
         found += figures
     return {"attention": attention, "scan": scan, "mixers": [asdict(figure) for figure in found]}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.measure import Run, interleaved, mebibytes, peak_bytes
+from benchmarks.measure import WALL, Clock, Run, interleaved, mebibytes, peak_bytes
 from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
 from lm.model.options import ModelOptions
@@ -103,7 +103,7 @@ def _llama_step(model: LlamaForCausalLM, ids: Tensor) -> Run:
     return step
 
 
-def measure(length: int, names: Sequence[str], rounds: int, budget: float) -> list[Figure]:
+def measure(length: int, names: Sequence[str], rounds: int, budget: float, clock: Clock = WALL) -> list[Figure]:
     """The models named and the peer at one length, in one run."""
     ids = torch.randint(VOCAB, (max(1, TOKENS // length), length), generator=torch.Generator().manual_seed(0))
     ids = ids.to(_device())
@@ -111,7 +111,7 @@ def measure(length: int, names: Sequence[str], rounds: int, budget: float) -> li
     intermediate = next(iter(models.values())).options.intermediate_size
     models[PEER] = _llama(intermediate, length)
     runs = {name: (_llama_step if name == PEER else _braid_step)(model, ids) for name, model in models.items()}
-    seconds = interleaved(runs, rounds, budget)
+    seconds = interleaved(runs, rounds, budget, clock)
     return [
         Figure(
             name,
@@ -126,9 +126,9 @@ def measure(length: int, names: Sequence[str], rounds: int, budget: float) -> li
     ]
 
 
-def main(quick: bool, lengths: Sequence[int] | None, names: Sequence[str] | None) -> dict[str, Any]:
+def main(quick: bool, lengths: Sequence[int] | None, names: Sequence[str] | None, clock: Clock) -> dict[str, Any]:
     """Measures, prints the table while it grows, and returns the figures."""
-    print(f"a training step, {LAYERS} layers of width {WIDTH}, fp32, {torch.get_num_threads()} threads")
+    print(f"a training step, {LAYERS} layers of width {WIDTH}, fp32, {torch.get_num_threads()} threads, {clock.name}")
     print(
         "| model | length | rows | tokens/s | ratio | peak MiB | parameters |\n|---|---|---|---|---|---|---|",
         flush=True,
@@ -136,7 +136,7 @@ def main(quick: bool, lengths: Sequence[int] | None, names: Sequence[str] | None
     rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET) if quick else (ROUNDS, BUDGET)
     found: list[Figure] = []
     for length in lengths or (QUICK_LENGTHS if quick else LENGTHS):
-        for figure in measure(length, names or list(PATTERNS), rounds, budget):
+        for figure in measure(length, names or list(PATTERNS), rounds, budget, clock):
             print(
                 f"| {figure.name} | {figure.length:,} | {figure.rows} | {figure.tokens_per_second:,.0f} "
                 f"| {figure.ratio:.2f} | {mebibytes(figure.peak_bytes)} | {figure.parameters:,} |",

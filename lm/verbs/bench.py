@@ -5,39 +5,42 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm.arguments import positive
 from lm.errors import UserError, did_you_mean
 from lm.verbs.verb import Verb
 
+if TYPE_CHECKING:
+    from benchmarks.measure import Clock
 
-def _mixers(chosen: argparse.Namespace) -> dict[str, Any]:
+
+def _mixers(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     from benchmarks import mixers
 
     names = _known(chosen.only, mixers.kinds(1), "mixer")
-    return mixers.main(chosen.quick, chosen.lengths, names, [False] if chosen.forward else [False, True])
+    return mixers.main(chosen.quick, chosen.lengths, names, [False] if chosen.forward else [False, True], clock)
 
 
-def _decode(chosen: argparse.Namespace) -> dict[str, Any]:
+def _decode(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     from benchmarks import decode
 
-    return decode.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None)
+    return decode.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None, clock)
 
 
-def _train(chosen: argparse.Namespace) -> dict[str, Any]:
+def _train(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     from benchmarks import train
 
-    return train.main(chosen.quick, chosen.lengths, _known(chosen.only, train.PATTERNS, "model"))
+    return train.main(chosen.quick, chosen.lengths, _known(chosen.only, train.PATTERNS, "model"), clock)
 
 
-def _loss(chosen: argparse.Namespace) -> dict[str, Any]:
+def _loss(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     from benchmarks import loss
 
-    return loss.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None)
+    return loss.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None, clock)
 
 
-WHAT: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+WHAT: dict[str, Callable[[argparse.Namespace, Clock], dict[str, Any]]] = {
     "mixers": _mixers,
     "decode": _decode,
     "train": _train,
@@ -51,11 +54,12 @@ def _bench(chosen: argparse.Namespace) -> None:
 
         report.main(chosen.files, chosen.output)
     else:
-        from benchmarks.measure import write_figures
+        from benchmarks.measure import CPU, WALL, write_figures
 
         if chosen.files:
             raise UserError(f"braid bench {chosen.what} reads no files; `report` does: {chosen.files[0]}")
-        write_figures(chosen.json, WHAT[chosen.what](chosen))
+        clock = CPU if chosen.cpu_time else WALL
+        write_figures(chosen.json, clock, WHAT[chosen.what](chosen, clock))
 
 
 def _known(names: tuple[str, ...] | None, known: dict[str, Any], what: str) -> tuple[str, ...] | None:
@@ -83,6 +87,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", type=_names, metavar="NAME,NAME", help="these mixers or models alone")
     parser.add_argument("--forward", action="store_true", help="mixers: no backward passes")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count CPU time, which other processes disturb less; with OMP_NUM_THREADS=1",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("docs"), metavar="FOLDER", help="report: where the curves go; docs"
     )

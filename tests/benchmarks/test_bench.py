@@ -114,3 +114,20 @@ def test_the_other_benchmarks_tell_their_ratio(tmp_path: Path, monkeypatch: pyte
 def test_mistakes_are_told(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["plain", "cpp"])
+@pytest.mark.parametrize("name", mixers.kinds(64))
+def test_no_mixer_holds_tokens_by_tokens(
+    name: str, native: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Forward and backward need less than one mask of a byte per pair, and a bounded number of tensors like a query."""
+    if native:
+        request.getfixturevalue("cpp_kernels")
+    monkeypatch.setattr(mixers, "HEADS", 4)
+    monkeypatch.setattr(mixers, "HEAD_DIM", 16)
+    length, width = 12288, 64
+    peak = peak_bytes(mixers.core(mixers.kinds(length)[name], length).run(backward=True))
+    if peak is None:
+        pytest.skip("this system does not tell the peak of a process")
+    assert 2 * length * width * 4 < peak < 30 * length * width * 4 < length**2
