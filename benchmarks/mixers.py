@@ -103,10 +103,7 @@ def core(options: dict[str, Any], length: int) -> Core:
             torch.sigmoid(_random(*v.shape)),
         )
         gate = gate.detach().requires_grad_()
-        shape_by_group = (HEADS // groups, groups, HEAD_DIM)
-        leaves = [q, k, v, gate]
-        arguments = (q, k[:, None].expand(-1, HEADS // groups, -1, -1), v.unflatten(1, (-1, groups)))
-        arguments = (*arguments, gate.unflatten(1, shape_by_group[:2]))
+        leaves, arguments = [q, k, v, gate], (q, k, v, gate)
     mix = mixer.mix if mixer.over_tokens else mixer.attend
     return Core(lambda: mix(*arguments, documents), leaves, mixer.scored_pairs(documents))
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("attention.cpp", "scan.cpp")
+SOURCES = ("attention.cpp", "scan.cpp", "chunk_states.cpp")
 HEADERS = ("tiles.h",)
 # No -ffast-math: rows that see nothing are told by infinities. The OpenMP library is torch's own, which is loaded.
 FLAGS = (

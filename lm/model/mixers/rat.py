@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kernels.gated_scan import Chunks, gated_scan
+from kernels.gated_scan.chunk_states import chunk_states
 from kernels.interval_attention import interval_attention
 from kernels.interval_attention.slots import Slots, attend_slots
 from lm.model.cache import KeyValues, MixerCache
@@ -87,10 +88,8 @@ class Rat(Mixer[RatOptions]):
         if share is not None:
             q, k, v, forget = self._to_heads(q, k, v, forget, share)
             documents = share.stream
-        # Heads as [heads / groups, groups]: head h of the flat order then uses group h mod groups.
-        v, forget = (s.unflatten(1, (-1, q.shape[1])) for s in (v, forget))
         gate = torch.sigmoid(forget.to(_at_least_float32(x.dtype)))
-        mixed = self.attend(q, k[:, None].expand_as(v), v, gate, documents, cache)
+        mixed = self.attend(q, k, v, gate, documents, cache)
         if share is not None:
             mixed = share.to_tokens(mixed)
         out: Tensor = self.o_proj(torch.sigmoid(self.output_gate_proj(x)) * mixed.to(x.dtype).flatten(1))
@@ -99,35 +98,41 @@ class Rat(Mixer[RatOptions]):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache | None = None
     ) -> Tensor:
-        """All between the projections: q [N, groups, D]; k, v, gate [N, heads / groups, groups, D] to [N, heads, D]."""
-        if cache is None:
-            k_run, v_run = (s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
-            if documents.share is not None:
-                k_run, v_run = add_carried((k_run, v_run), gate.flatten(1, 2), self.options.chunk_size, documents)
-            keys, values = self._entries(k_run, v_run, documents, self._final_tokens(documents), v.dtype)
-            if (share := documents.share) is not None:
-                keys, values = share.fetch((keys, values), *self._first_and_owned(share.stream, share.bounds))
-            key_list = self._final_list(documents)
-        elif documents.one_each:
-            return self._step(q, k, v, gate, documents, cache)
+        """All between the projections: q, k [N, groups, D]; v, gate [N, heads, D], head h with group h mod groups."""
+        heads = v.shape[1]
+        if cache is not None and documents.one_each:
+            return self._step(q, _repeat(k, heads), v, gate, documents, cache)
+        own_query, key_list = q * self.own_scale, self._final_list(documents)
+        if cache is None and documents.share is None:
+            tokens = self._final_tokens(documents)
+            own_score, v_run, keys, values = chunk_states(gate, own_query, k, v, self._chunks(documents), tokens)
+            keys, values = self._rotate(keys, documents, tokens).to(v.dtype), values.to(v.dtype)
         else:
-            k_run, v_run = self._continued_scan(k, v, gate, documents, cache)
-            self._store(k_run, v_run, documents, cache, v.dtype)
-            key_list = self._final_list(documents)
-            keys, values = cache.buffers[0].read(key_list.first, key_list.last)
-        heads = k_run.shape[1]
-        own_query = (q * self.own_scale).to(k_run.dtype)[:, None]
-        own_score = (k_run.unflatten(1, (-1, q.shape[1])) * own_query).sum(-1).flatten(1)
+            # Heads as [heads / groups, groups]: head h of the flat order then uses group h mod groups.
+            v, gate = (s.unflatten(1, (-1, q.shape[1])) for s in (v, gate))
+            k = k[:, None].expand_as(v)
+            if cache is None:
+                k_run, v_run, keys, values = self._shared_scan(k, v, gate, documents)
+            else:
+                k_run, v_run = self._continued_scan(k, v, gate, documents, cache)
+                self._store(k_run, v_run, documents, cache, v.dtype)
+                keys, values = cache.buffers[0].read(key_list.first, key_list.last)
+            own_query = own_query.to(k_run.dtype)[:, None]
+            own_score = (k_run.unflatten(1, (-1, q.shape[1])) * own_query).sum(-1).flatten(1)
         intervals = documents.memo(
             (self.options, self.dimensions, heads),
             lambda: documents.intervals(self.visible(documents).of_heads(range(heads)), key_list),
         )
-        return interval_attention(
-            _repeat(self._rotate(q, documents), heads),
-            *(keys, values, intervals),
-            extra_score=own_score,
-            extra_value=v_run.to(v.dtype),
-        )[0]
+        queries, v_run = _repeat(self._rotate(q, documents), heads), v_run.to(v.dtype)
+        return interval_attention(queries, keys, values, intervals, extra_score=own_score, extra_value=v_run)[0]
+
+    def _shared_scan(self, k: Tensor, v: Tensor, gate: Tensor, documents: Documents) -> tuple[Tensor, ...]:
+        """Running states of this rank's tokens, and keys and values of the finals they see, whichever rank has them."""
+        assert (share := documents.share) is not None
+        runs = tuple(s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
+        k_run, v_run = add_carried(runs, gate.flatten(1, 2), self.options.chunk_size, documents)
+        finals = self._entries(k_run, v_run, documents, self._final_tokens(documents), v.dtype)
+        return k_run, v_run, *share.fetch(finals, *self._first_and_owned(share.stream, share.bounds))
 
     def visible(self, documents: Documents) -> Visible:
         position = documents.position
@@ -218,8 +223,7 @@ class Rat(Mixer[RatOptions]):
         self, k_run: Tensor, v_run: Tensor, documents: Documents, tokens: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Rotated keys and values [n, heads, head_dim] of the running states after the given tokens [n]."""
-        rotated = self._rotate(k_run.index_select(0, tokens), documents, tokens)
-        return rotated.to(dtype), v_run.index_select(0, tokens).to(dtype)
+        return self._rotate(k_run[tokens], documents, tokens).to(dtype), v_run[tokens].to(dtype)
 
     def _rotate(self, x: Tensor, documents: Documents, tokens: Tensor | None = None) -> Tensor:
         """Rotates x [n, heads, head_dim], which belongs to the given tokens of the stream, or to all."""
@@ -228,11 +232,10 @@ class Rat(Mixer[RatOptions]):
         unit = self.options.chunk_size if self.options.positions == "chunk" else 1
         theta = self.options.rope_theta or self.dimensions.rope_theta
         scaling, dtype = self.options.rope_scaling, _at_least_float32(x.dtype)
+        index = documents.position.div(unit, rounding_mode="floor")
         cos, sin = documents.memo(
             ("rope", self.head_dim, theta, scaling, dtype, unit),
-            lambda: rope_table(
-                documents.position.div(unit, rounding_mode="floor"), self.head_dim, theta, dtype, scaling
-            ),
+            lambda: rope_table(index, self.head_dim, theta, dtype, scaling),
         )
         return rotate(x, (cos, sin) if tokens is None else (cos[tokens], sin[tokens]))
 
@@ -259,9 +262,8 @@ class Rat(Mixer[RatOptions]):
             spread(tokens, cache.states[name][carried].unflatten(1, shape[:2]))
             for tokens, name in ((k, "running_key"), (v, "running_value"))
         )
-        scanned = gated_scan(spread(gate, gate.new_zeros(len(carried), *shape)), inputs, chunks)
-        k_run, v_run = (s.index_select(0, place).flatten(1, 2) for s in scanned)
-        return k_run, v_run
+        k_run, v_run = gated_scan(spread(gate, gate.new_zeros(len(carried), *shape)), inputs, chunks)
+        return k_run.index_select(0, place).flatten(1, 2), v_run.index_select(0, place).flatten(1, 2)
 
     def _store(self, k_run: Tensor, v_run: Tensor, documents: Documents, cache: MixerCache, dtype: torch.dtype) -> None:
         """Keeps the finals of this stream, each document's running state, and that in its chunk's slot too."""
@@ -278,10 +280,9 @@ class Rat(Mixer[RatOptions]):
     def _step(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, documents: Documents, cache: MixerCache) -> Tensor:
         """One token per row: the running state takes the slot of its chunk, so it is attended like a final."""
         position, size = documents.position, self.options.chunk_size
-        gate = gate.flatten(1, 2)
         carry = gate * (position % size != 0)[:, None, None]
         for name, x in (("running_key", k), ("running_value", v)):
-            cache.states[name] = carry * cache.states[name] + (1 - gate) * x.flatten(1, 2)
+            cache.states[name] = carry * cache.states[name] + (1 - gate) * x
         finals = cache.buffers[0]
         slots = documents.memo(("chunk slots", size), lambda: Slots(position.div(size, rounding_mode="floor") + 1))
         key = self._rotate(cache.states["running_key"], documents).to(v.dtype)

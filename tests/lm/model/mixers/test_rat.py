@@ -139,10 +139,7 @@ def attended(gate, v, size, q=None, k=None):
     mixer = new_rat(size, qk_groups=HEADS)
     q = torch.zeros_like(v) if q is None else q
     k = torch.zeros_like(v) if k is None else k
-    shape = (1, HEADS, HEAD_DIM)
-    return mixer.attend(
-        q, k.unflatten(1, shape[:2]), v.unflatten(1, shape[:2]), gate.unflatten(1, shape[:2]), documents(len(v)), None
-    )
+    return mixer.attend(q, k, v, gate, documents(len(v)))
 
 
 def test_equal_scores_average_chunk_means_and_the_running_mean():  # oracle 6
@@ -182,8 +179,7 @@ def test_a_chunk_begins_afresh_and_its_end_counts_once():  # oracle 9
     no_past = torch.ones_like(v)
     far = torch.cat((-1e6 * no_past[:size], no_past[size:]))  # finished chunks score hugely negative
     angle_free = new_rat(size, qk_groups=HEADS, positions="none")
-    shape = (1, HEADS)
-    out = angle_free.attend(no_past, *(t.unflatten(1, shape) for t in (far, v, gate)), documents(2 * size), None)
+    out = angle_free.attend(no_past, far, v, gate, documents(2 * size))
     close(out[size], 0.3 * v[size])
     ones = attended(torch.zeros_like(v), torch.arange(2 * size).double()[:, None, None].expand_as(v), size)
     close(ones[-1], torch.full_like(ones[-1], (size - 1 + 2 * size - 1) / 2))  # two entries, not three
@@ -223,13 +219,8 @@ def test_heads_take_query_groups_in_turn():  # oracle 14
     with torch.no_grad():
         mixer.q_proj.weight.view(2, HEAD_DIM, WIDTH)[1] = 0
     _, k, v, gate, _ = projections(mixer, x)
-    shape = (HEADS // 2, 2)
-    out = mixer.attend(
-        mixer.q_proj(x).view(-1, 2, HEAD_DIM),
-        *(t.unflatten(1, shape) for t in (k, v, gate)),
-        documents(18),
-        None,
-    )
+    q = mixer.q_proj(x).view(-1, 2, HEAD_DIM)
+    out = mixer.attend(q, k[:, :2], v, gate, documents(18))
     uniform = attended(gate, v, 4)
     close(out[:, 1::2], uniform[:, 1::2])
     assert (out[:, 0::2] - uniform[:, 0::2]).abs().max() > 1e-3
@@ -265,8 +256,5 @@ def test_past_tokens_count_only_through_their_chunk_state():
     own = (q[8:] * k_run[8:]).sum(-1, keepdim=True) / math.sqrt(HEAD_DIM)
     weights = torch.cat((scores, own), -1).softmax(-1)
     expected = torch.einsum("thj,jhd->thd", weights[..., :2], v_run[last]) + weights[..., 2:] * v_run[8:]
-    shape = (HEADS // 2, 2)
-    out = mixer.attend(
-        mixer.q_proj(x).view(-1, 2, HEAD_DIM), *(t.unflatten(1, shape) for t in (k, v, gate)), documents(12), None
-    )
+    out = mixer.attend(mixer.q_proj(x).view(-1, 2, HEAD_DIM), k[:, :2], v, gate, documents(12))
     close(out[8:], expected)
