@@ -128,7 +128,8 @@ class Rat(Mixer[RatOptions]):
 
     def _shared_scan(self, k: Tensor, v: Tensor, gate: Tensor, documents: Documents) -> tuple[Tensor, ...]:
         """Running states of this rank's tokens, and keys and values of the finals they see, whichever rank has them."""
-        assert (share := documents.share) is not None
+        share = documents.share
+        assert share is not None
         runs = tuple(s.flatten(1, 2) for s in gated_scan(gate, (k, v), self._chunks(documents)))
         k_run, v_run = add_carried(runs, gate.flatten(1, 2), self.options.chunk_size, documents)
         finals = self._entries(k_run, v_run, documents, self._final_tokens(documents), v.dtype)
@@ -158,8 +159,7 @@ class Rat(Mixer[RatOptions]):
         size = self.options.chunk_size
         if bool(((after % size != 0) & (after < before)).any()):
             raise ValueError(f"a recurrence over chunks of {size} tokens can only be cut back to a multiple of {size}")
-        entries = (tokens.add(size - 1).div(size, rounding_mode="floor") for tokens in (before, after))
-        cache.buffers[0].crop(*entries)
+        cache.buffers[0].crop(*(tokens.add(size - 1).div(size, rounding_mode="floor") for tokens in (before, after)))
 
     def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
         finals = math.ceil(length / self.options.chunk_size)
