@@ -50,6 +50,7 @@ FLOORS: dict[str, set[str]] = {
     "lm.train.options": TRAIN_OPTIONS,
     "lm.train.optimizer_options": TRAIN_OPTIONS,
     "lm.train.deepspeed_options": {"lm.train.deepspeed_keys", *BASE},
+    "lm.train.guard_options": BASE,
     "lm.train.observe.options": BASE,
     "lm.extend": EXTEND,
     "lm.extend.options": BASE,

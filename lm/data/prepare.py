@@ -8,8 +8,9 @@ Any number of processes may prepare at once; one works and the others wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lm.data.batches import Batches
 from lm.data.cache import contents
@@ -72,6 +73,7 @@ class Prepared:
         train: the endless training rows, by global row index.
         validation: None where nothing is held out.
         fingerprint: equal for equal tokens in equal order, wherever the files lie and whenever they were written.
+        parts: fingerprints of the tokenizer and of each source's tokens, by key, to say what of the data has changed.
         statistics: counts of the training text; None where rows are generated.
         validation_statistics: counts of the held-out text; zeros where there is none.
         manifests: what is in the tokens of each source; none where rows are generated.
@@ -82,6 +84,7 @@ class Prepared:
     train: Batches
     validation: Validation | None
     fingerprint: str
+    parts: Mapping[str, str]
     statistics: Statistics | None
     validation_statistics: Statistics
     manifests: tuple[Manifest, ...]
@@ -137,6 +140,11 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
         train=mix.batches(),
         validation=_validation(options, sources, found),
         fingerprint=digest(decisive),
+        parts={
+            "data.tokenizer": tokenizer.fingerprint,
+            **_by_key(made_of),
+            "data.validation": digest(held_of),
+        },
         statistics=Statistics.of_training(manifest),
         validation_statistics=Statistics.of(held_out),
         manifests=tuple(made.manifest for made in found),
@@ -198,11 +206,16 @@ def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:
         train=mix.batches(),
         validation=Validation(Batches(held_out, order), len(order)) if held_out else None,
         fingerprint=digest([FORMAT, numbers.size, made_of, options.sequence_length, options.seed]),
+        parts={"data.tokenizer": digest(numbers.size), **_by_key(made_of)},
         statistics=None,
         validation_statistics=Statistics.of([]),
         manifests=(),
         mix=mix,
     )
+
+
+def _by_key(made_of: Sequence[Any]) -> dict[str, str]:
+    return {f"data.sources.{index}": digest(content) for index, content in enumerate(made_of)}
 
 
 def _nothing_left(options: DataOptions, source: Source, fitted: Manifest) -> str:

@@ -75,6 +75,7 @@ class RegressionRun(Sections):
             train=train.model_copy(update=own),
             optimizer=OptimizerOptions.model_validate(regress.optimizer.model_dump(exclude={"sink_lr"})),
             deepspeed=run.deepspeed,
+            guard=run.guard,
             log=run.log.model_copy(update={"name": name}),
         )
 

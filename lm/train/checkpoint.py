@@ -9,9 +9,9 @@ order is a pure function of the step, so the step is the data's position too. No
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lm.errors import UserError
 from lm.train import manifest, random_state
 from lm.train.distributed import World
 from lm.train.shards import Fragment
-from lm.train.tensor_file import FileEntry, write_tensors, write_text
+from lm.train.writing import HostMemory, Share, Writing
 
 COUNTERS = "counters.json"
 
@@ -32,9 +32,11 @@ COUNTERS = "counters.json"
 class Counters:
     """Where a run stands.
 
-    step: optimizer steps done, skipped ones included. adam_step: updates made. tokens: training tokens seen.
-    world: ranks that wrote the checkpoint. data: fingerprint of the prepared data. frozen: of the weights that are
-    not trained.
+    step: optimizer steps done, skipped ones included. adam_step: updates made. skipped: steps that were not finite.
+    spikes: steps that the guard held back. tokens: training tokens seen. world: ranks that wrote the checkpoint.
+    data: fingerprint of the prepared data. data_parts: of what it was made from, by name. frozen: of the weights that
+    are not trained. unfinished: whether work that is due after this step was left for the next start. validation_loss:
+    of an evaluation after this step. guard: what the guard remembers (`lm.train.guard.Memory`).
     """
 
     step: int = 0
@@ -44,56 +46,34 @@ class Counters:
     world: int = 0
     data: str = ""
     frozen: str = ""
-
-
-class SaveError(Exception):
-    """A checkpoint could not be written; the ones before it are untouched."""
+    spikes: int = 0
+    unfinished: bool = False
+    validation_loss: float | None = None
+    data_parts: Mapping[str, str] = field(default_factory=dict)
+    guard: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(root: Path, counters: Counters, fragments: Iterable[Fragment], world: World) -> Path:
     """Writes a checkpoint and returns its folder. Collective; raises SaveError on all ranks if any rank failed."""
-    folder = manifest.folder_of(root, counters.step).with_suffix(".tmp")
-    failed = _attempt(world, lambda: manifest.begin(root, counters.step) if world.rank == 0 else None)[1]
-    files: dict[str, FileEntry] = {}
-    if not failed:
-        written, failed = _attempt(world, lambda: _write_share(folder, counters, fragments, world.rank))
-        files = {name: entry for share in written if share for name, entry in share.items()}
-    if not failed:
-        failed = _attempt(world, lambda: manifest.commit(folder, files) if world.rank == 0 else None)[1]
-    if failed:
-        if world.rank == 0:
-            manifest.discard(folder)
-        raise SaveError(f"checkpoint of step {counters.step} was not written: {failed}")
-    return folder.with_suffix("")
+    return Writing(root, counters.step, share_of(counters, fragments, world.rank, HostMemory()), world).finish()
 
 
-def _attempt(world: World, work: Callable[[], Any]) -> tuple[list[Any], str | None]:
-    """What `work` returned on each rank, and the first failure of the disk on any of them."""
-    result: Any = None
-    failure: str | None = None
-    try:
-        result = work()
-    except OSError as error:
-        failure = f"{error.strerror or error} ({error.filename or 'rank ' + str(world.rank)})"
-    outcomes = world.gather((result, failure))
-    return [r for r, _ in outcomes], next((f for _, f in outcomes if f), None)
-
-
-def _write_share(folder: Path, counters: Counters, fragments: Iterable[Fragment], rank: int) -> dict[str, FileEntry]:
+def share_of(counters: Counters, fragments: Iterable[Fragment], rank: int, memory: HostMemory) -> Share:
+    """What a rank writes of the state as it is now: its fragments, copied to `memory`, and its random generators."""
     tensors: dict[str, Tensor] = {}
     offsets: dict[str, int] = {}
     for fragment in fragments:
         offsets[fragment.name] = fragment.offset + (fragment.own.start or 0)
         for kind, part in fragment.parts.items():
-            tensors[f"{kind}/{fragment.name}"] = part[fragment.own].cpu()
-    state, random = f"state-{rank:05d}.safetensors", f"random-{rank:05d}.safetensors"
-    files = {
-        state: write_tensors(folder / state, tensors, {"offsets": json.dumps(offsets)}),
-        random: write_tensors(folder / random, *random_state.capture()),
-    }
-    if rank == 0:
-        files[COUNTERS] = write_text(folder / COUNTERS, json.dumps(asdict(counters)))
-    return files
+            name = f"{kind}/{fragment.name}"
+            tensors[name] = memory.copy(name, part[fragment.own])
+    return Share(
+        {
+            f"state-{rank:05d}.safetensors": (tensors, {"offsets": json.dumps(offsets)}),
+            f"random-{rank:05d}.safetensors": random_state.capture(),
+        },
+        {COUNTERS: json.dumps(asdict(counters))} if rank == 0 else {},
+    )
 
 
 def newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None:

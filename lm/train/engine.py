@@ -7,7 +7,7 @@ tokens of the whole step, the gradient norm is known, and a step that is not fin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
 from lm.train.shards import Fragment, adam_step, fragments, initialise_moments, publish, set_adam_step
 from lm.train.sharing import MicroBatch, forward_all, forward_own
+from lm.train.veto import Accept, Veto
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,18 @@ class StepResult:
     """What one step did, over all ranks.
 
     loss: mean negative log-likelihood in nats per target. targets: how many there were. grad_norm: before clipping.
-    applied: False where loss or gradient was not finite, so that nothing was changed.
+    applied: False where loss or gradient was not finite or not accepted, so that nothing was changed.
     """
 
     loss: float
     targets: int
     grad_norm: float
     applied: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient were."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class Engine:
@@ -75,9 +81,19 @@ class Engine:
         except Exception as error:  # DeepSpeed raises whatever its parts do
             raise UserError(f"deepspeed: DeepSpeed refuses these settings: {type(error).__name__}: {error}") from error
         initialise_moments(self._engine)
+        if not self._unguarded:
+            self._veto = Veto(self._engine)
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-        """One optimizer step over the micro-batches of all ranks, equally many on each. Collective."""
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        lr: float,
+        accept: Callable[[float, float], bool] = lambda loss, grad_norm: True,
+    ) -> StepResult:
+        """One optimizer step over the micro-batches of all ranks, equally many on each. Collective.
+
+        accept: told loss and gradient norm of a step that is finite, whether it is to be applied; all ranks alike.
+        """
         engine, device = self._engine, self.world.device
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
@@ -95,8 +111,9 @@ class Engine:
             engine.backward(out.loss * scale, scale_wrt_gas=False)
             if not last:
                 engine.step()
-        grad_norm, applied = self._update()
-        return StepResult(float(self.world.sum(nll)) / max(1, targets), targets, grad_norm, applied)
+        loss = float(self.world.sum(nll)) / max(1, targets)
+        grad_norm, applied = self._update(lambda norm: math.isfinite(loss) and accept(loss, norm))
+        return StepResult(loss, targets, grad_norm, applied)
 
     def forward(self, batch: MicroBatch) -> CrossEntropy:
         """The summed loss, and what it was for each target [N], without gradients."""
@@ -106,18 +123,17 @@ class Engine:
         """Evaluation mode, until the next step."""
         self._engine.eval()
 
-    def _update(self) -> tuple[float, bool]:
+    def _update(self, accept: Accept) -> tuple[float, bool]:
         """Clips and applies the accumulated gradients; returns their norm and whether they were applied."""
         engine = self._engine
         if self._unguarded:
             norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
-            applied = math.isfinite(norm)
+            applied = math.isfinite(norm) and accept(norm)
             if not applied:
                 engine.zero_grad()  # without gradients the step below changes nothing
             engine.step()
             return norm, applied
-        engine.step()
-        return float(engine.get_global_grad_norm()), bool(engine.was_step_applied())
+        return self._veto.step(engine, accept)
 
     @property
     def adam_step(self) -> int:

@@ -3,6 +3,7 @@
 run.yaml          the resolved run file, every default written out
 checkpoints/      see `lm.train.checkpoint`
 metrics.jsonl     see `lm.train.log`
+guard.jsonl       decisions about spikes, see `lm.train.journal`
 evaluation.json   the last held-out evaluation, and other files that `lm.train.report` reads
 model/            the final weights and the tokenizer
 complete.json     written last: the run is done
@@ -25,6 +26,7 @@ from lm.errors import UserError
 from lm.train.claim import claimed
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
+from lm.train.guard_options import GuardOptions
 from lm.train.manifest import checkpoints
 from lm.train.observe.options import ObserveOptions
 from lm.train.optimizer_options import OptimizerOptions
@@ -38,7 +40,7 @@ SAME = ("model", "base", "extend", "graft", "lora", "data", "train.seed", "train
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
 FREE = ("data.cache_dir", "data.sources.*.path", "data.tokenizer.path", "base.path", "lora.learning_rates*")
 """Keys of these sections that may change. What lies at the paths is compared by its content, which checkpoints name."""
-COMPARED_NOWHERE = ("deepspeed", "observe", "log")
+COMPARED_NOWHERE = ("deepspeed", "observe", "guard", "log")
 
 
 class Run(Protocol):
@@ -56,6 +58,8 @@ class Run(Protocol):
     def deepspeed(self) -> DeepSpeedOptions: ...
     @property
     def observe(self) -> ObserveOptions: ...
+    @property
+    def guard(self) -> GuardOptions: ...
     @property
     def log(self) -> LogOptions: ...
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.data.prepare import Validation
-from lm.train.engine import Engine
-from lm.train.evaluate import evaluate
+from lm.train.evaluate import Evaluated, evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.folder import RunFolder
 from lm.train.options import TrainOptions
@@ -20,7 +19,12 @@ class HeldOut:
     """The held-out loss, for the log and for the report."""
 
     def __init__(
-        self, engine: Engine, validation: Validation | None, train: TrainOptions, folder: RunFolder, progress: Progress
+        self,
+        engine: Evaluated,
+        validation: Validation | None,
+        train: TrainOptions,
+        folder: RunFolder,
+        progress: Progress,
     ) -> None:
         """`validation`: None where nothing is held out; then every evaluation finds nothing."""
         self._engine = engine
@@ -43,7 +47,12 @@ class HeldOut:
             found = evaluate(self._engine, self._validation, step, self._train.micro_batch_size, tokens)
         self.last = found
         if self._engine.world.rank == 0:
-            save_report_data(self._folder.root, evaluation=found)
+            try:
+                save_report_data(self._folder.root, evaluation=found)
+            except OSError as error:
+                self._progress.say(
+                    f"the evaluation was not written: {error}; the next one, or the end, writes it again"
+                )
         return {
             "validation_loss": found.loss,
             "validation_perplexity": found.perplexity,

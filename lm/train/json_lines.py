@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -59,11 +60,21 @@ class JsonLines:
         return cls._whole(path)[0]
 
     def append(self, record: Record) -> None:
-        """Writes one record; it is in the operating system's hands when this returns."""
+        """Writes one record; it is in the operating system's hands when this returns.
+
+        Raises OSError, and leaves the file as it was, where the disk does not take it.
+        """
         values = plain(record)
         if not self._complete(values):
             raise ValueError(f"a record needs {self._needs()}, got {values}")
-        self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+        line = json.dumps(values, allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.path))
+        except OSError:
+            self._file.truncate(size)
+            raise
 
     def keep(self, records: list[dict[str, Any]]) -> None:
         """Replaces what is in the file by these records, in one step."""

@@ -6,6 +6,9 @@ progress display and the report know, each optional:
     loss                 training loss of the step, nats per token
     learning_rate        of the first parameter group, as used in the step
     grad_norm            global gradient norm before clipping
+    batch_hash           of the rows that the step read, whoever read them (`braid verify` compares it)
+    skipped              steps so far whose loss or gradient was not finite
+    spikes               steps so far that the guard held to be spikes, and guard: what it did about this one
     tokens               training tokens seen since the run began
     step_seconds         wall-clock time of the step
     tokens_per_second    over all ranks
@@ -25,6 +28,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
@@ -110,6 +114,7 @@ class RunLog:
         """
         self._metrics: MetricsFile | None = None
         self._run: Any = None
+        self._waiting: list[Record] = []
         if rank != 0:
             return
         if wandb == "online":
@@ -120,16 +125,35 @@ class RunLog:
             self._run = _start_wandb(output, wandb, project, name or output.name, config or {})
 
     def write(self, record: Record) -> None:
-        """Appends one record (see the module's docstring) to the metrics and to wandb."""
+        """Appends one record (see the module's docstring) to the metrics and to wandb.
+
+        One that a full disk does not take is written with a later one, or by `sync`.
+        """
         if self._metrics is not None:
-            self._metrics.append(record)
+            self._waiting.append(record)
+            with suppress(OSError):
+                self._append()
         if self._run is not None:
             self._run.log({key: value for key, value in plain(record).items() if value is not None})
 
-    def sync(self) -> None:
-        """Forces the metrics to the disk; to be called before a checkpoint becomes current."""
+    def rewind(self, record: Record) -> None:
+        """Removes the records after the step of this one, to which the run went back, and appends it."""
         if self._metrics is not None:
+            self._waiting = [waiting for waiting in self._waiting if waiting["step"] <= record["step"]]
+            self._metrics.truncate_after(record["step"])
+        self.write(record)
+
+    def sync(self) -> None:
+        """Forces the metrics to the disk; to be called before a checkpoint becomes current. Raises OSError."""
+        if self._metrics is not None:
+            self._append()
             self._metrics.sync()
+
+    def _append(self) -> None:
+        assert self._metrics is not None
+        while self._waiting:
+            self._metrics.append(self._waiting[0])
+            del self._waiting[0]
 
     def summarise(self, values: Record) -> None:
         """Adds the run's final figures to wandb's summary."""

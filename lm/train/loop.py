@@ -5,15 +5,15 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
-from lm.data.batches import Batch
 from lm.data.prepare import Prepared
 from lm.errors import UserError
 from lm.plan import Plan
-from lm.train import checkpoint, distributed
+from lm.train import distributed
 from lm.train.backends import prefer_backends
 from lm.train.checkpoint import Counters
 from lm.train.data_phase import prepare_on_all_ranks, rows_per_rank
@@ -22,20 +22,24 @@ from lm.train.engine import Engine, StepResult
 from lm.train.finish import finish
 from lm.train.flops import StepFlops
 from lm.train.folder import Run, RunFolder
-from lm.train.guard import SkippedSteps
+from lm.train.guard import Decision, SkippedSteps
 from lm.train.held_out import HeldOut
 from lm.train.hook import Hook
-from lm.train.interrupt import StopRequest
+from lm.train.interrupt import Interruptible, Stopped, StopRequest
 from lm.train.log import RunLog, require_wandb_login
+from lm.train.manifest import checkpoints
 from lm.train.memory import peak_memory
 from lm.train.observe.observation import Observation
 from lm.train.observe.recall import RecallProbes
-from lm.train.peak import device_peak
-from lm.train.periodic import HookCalls, Periodic
+from lm.train.peak import peak_of_all
+from lm.train.periodic import HookCalls, Periodic, findings
 from lm.train.progress import Progress
+from lm.train.rows_read import Reading, hash_text, step_hash
 from lm.train.saving import Saving
 from lm.train.schedule import learning_rate
+from lm.train.spikes import Spikes
 from lm.train.trainee import Built
+from lm.train.watchdog import Watchdog
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -74,10 +78,13 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
         prepared = prepare_on_all_ranks(run, world, progress)
         if hook is not None:
             hook.prepare(prepared.tokenizer, progress)
-        training = kind(run, folder, world, progress, prepared, rows)
-        training.resume()
-        training.finish_steps(hook)
-        training.finish()
+        with StopRequest(world) as request:
+            training = kind(run, folder, world, progress, prepared, rows, request)
+            training.resume()
+            training.finish_steps(hook)
+            training.finish()
+            if request.agreed():  # too late for this training, but something may follow it
+                raise SystemExit(0)
     distributed.leave_at_exit()
 
 
@@ -89,9 +96,16 @@ class Training:
     optimizer_section = "optimizer"
 
     def __init__(
-        self, run: Run, folder: RunFolder, world: World, progress: Progress, prepared: Prepared, rows: int
+        self,
+        run: Run,
+        folder: RunFolder,
+        world: World,
+        progress: Progress,
+        prepared: Prepared,
+        rows: int,
+        request: StopRequest,
     ) -> None:
-        """`rows`: rows that a rank, or a group of ranks that share theirs, reads in one step."""
+        """`rows`: that a rank, or a group that shares its rows, reads in a step. `request`: asked whether to stop."""
         self.run = run
         self.folder = folder
         self.world = world
@@ -99,18 +113,23 @@ class Training:
         self.prepared = prepared
         self.rows = rows
         self.plan: Plan = run.trainee.plan(run.data.sequence_length, DTYPES[run.train.precision])
-        self.peak_flops = self._peak_flops()
+        self.peak_flops = peak_of_all(world, DTYPES[run.train.precision])
         torch.manual_seed(run.train.seed)
         with progress.phase("building the model"):
             built = run.trainee.build()
             self.engine = self._engine(built)
-        self.counters = Counters(data=prepared.fingerprint, frozen=built.fingerprint)
+        self.counters = Counters(data=prepared.fingerprint, data_parts=prepared.parts, frozen=built.fingerprint)
         self.step_flops = StepFlops(self.engine.model, self.plan)
         self.observation = Observation(
             run.observe, run.train, self.engine.model, len(self.plan.layers), world, folder.root
         )
-        self.held_out = HeldOut(self.engine, prepared.validation, run.train, folder, progress)
+        self.watchdog = Watchdog(world, run.train.rank_timeout)
+        self.request = request
+        self.watched = Interruptible(self.engine, self.request, lambda: self.watchdog.pulse(self.counters.step))
+        self.held_out = HeldOut(self.watched, prepared.validation, run.train, folder, progress)
         self.saving = Saving(run, folder, self.engine, progress.say)
+        self.spikes = Spikes(run.guard, folder.root, self.saving, world, progress.say)
+        self.reading = Reading(rows, run.train.micro_batch_size, world.reader, world.readers)
         self.skipped_steps = SkippedSteps(f"{self.optimizer_section}.lr")
 
     def _engine(self, built: Built) -> Engine:
@@ -124,23 +143,28 @@ class Training:
             lr_factors=built.lr_factors,
         )
 
-    def _peak_flops(self) -> float:
-        """FLOP/s of all devices together."""
-        self.world.barrier()  # so that ranks which share a processor measure their share of it
-        peak = device_peak(self.world.device, DTYPES[self.run.train.precision])
-        return float(self.world.sum(torch.tensor(peak.flops)))
-
     def resume(self) -> None:
         """Puts everything where the newest good checkpoint left it; without one, begins."""
-        self.counters = self.saving.restore(self.counters)
+        self._restore()
         if self.world.rank == 0:
             self.folder.reopen()
             self.folder.save_config(self.run)
 
+    def _restore(self) -> None:
+        self.spikes.drop_abandoned()
+        self._go_on(self.saving.restore(self.counters))
+
+    def restore_from(self, found: Path) -> None:
+        """Puts everything where a checkpoint, whose files are good, left it."""
+        self._go_on(self.saving.restore_from(found, self.counters))
+
+    def _go_on(self, counters: Counters) -> None:
+        self.counters = replace(counters, spikes=counters.spikes + self.spikes.restore(counters))
+
     def periodic(self, hook: Hook | None) -> list[Periodic]:
         """The work between steps, in its order, whose findings go into the step's record."""
-        hooks = [] if hook is None else [HookCalls(hook, self.engine, self.progress, self.run.train.steps)]
-        recall = RecallProbes(self.run.observe, self.run.train.steps, self.prepared, self.engine)
+        hooks = [] if hook is None else [HookCalls(hook, self.watched, self.progress, self.run.train.steps)]
+        recall = RecallProbes(self.run.observe, self.run.train.steps, self.prepared, self.watched)
         return [self.held_out, recall, *hooks]
 
     def finish_steps(self, hook: Hook | None = None) -> None:
@@ -149,69 +173,82 @@ class Training:
         with (
             self._log() as log,
             self.progress.training(steps, self.counters.step) as bar,
-            StopRequest() as request,
+            self.watchdog,
         ):
+            if self.counters.unfinished:
+                log.write({"step": self.counters.step} | self._between_steps(periodic))
+            if stop := self.request.agreed():
+                self._stop(stop, self.saving.kept())
             while self.counters.step < steps:
-                record, applied = self._step()
-                for work in periodic:
-                    if work.due(self.counters.step):
-                        record |= work(self.counters.step)
+                self.watchdog.pulse(self.counters.step)
+                record = self.step()
+                if record is None:
+                    log.rewind({"step": self.counters.step, "spikes": self.counters.spikes, "guard": "rewind"})
+                    continue
+                record |= self._between_steps(periodic)
                 log.write(record)
                 bar.update(record)
-                self.skipped_steps.note(applied)
-                stop = request.agreed(self.world)
-                if stop or self.saving.due(self.counters.step):
-                    log.sync()
-                    self.saving.save(self.counters)
+                self.saving.poll()
+                stop = self.request.agreed()
+                if stop or self.counters.step == steps:
+                    kept = self.saving.save_now(self.counters, log.sync)
+                elif self.saving.due(self.counters.step):
+                    self.saving.save(self.counters, log.sync)
                 if stop:
-                    self._stop(stop)
+                    self._stop(stop, kept)
+
+    def _between_steps(self, periodic: list[Periodic]) -> dict[str, Any]:
+        """Does what is due, or leaves it for the next start where the run is to stop; what it found."""
+        found = findings(periodic, self.counters.step, self.watchdog.pulse)
+        held_out = None if found is None else found.get("validation_loss")
+        self.counters = replace(self.counters, unfinished=found is None, validation_loss=held_out)
+        return found or {}
 
     def _log(self) -> RunLog:
-        log = self.run.log
-        return RunLog(
-            self.folder.root,
-            rank=self.world.rank,
-            step=self.counters.step,
-            wandb=log.wandb,
-            project=log.project,
-            name=log.name,
-            config=self.run.model_dump(mode="json"),
-        )
+        settings = self.run.log.model_dump(include={"wandb", "project", "name"})
+        config = self.run.model_dump(mode="json")
+        return RunLog(self.folder.root, rank=self.world.rank, step=self.counters.step, config=config, **settings)
 
-    def _stop(self, sent: signal.Signals) -> None:
-        """Ends the program as the shell expects of one that was sent a signal."""
+    def _stop(self, sent: signal.Signals, kept: str) -> NoReturn:
+        """Ends the program: nothing is wrong, and there is more to do."""
         self.progress.say(
-            f"stopped by {sent.name} after step {self.counters.step}: {self.saving.kept()}; "
-            "the same command goes on from there"
+            f"stopped by {sent.name} after step {self.counters.step}: {kept}; the same command goes on from there"
         )
         distributed.leave_at_exit()
-        raise SystemExit(128 + sent)
+        raise SystemExit(0)
 
-    def _step(self) -> tuple[dict[str, Any], bool]:
-        """One optimizer step: its record for the log, and whether it was applied."""
+    def step(self) -> dict[str, Any] | None:
+        """One optimizer step: its record for the log; None where a spike put the run back to a checkpoint instead."""
         start = time.perf_counter()
         step, optimizer = self.counters.step, self.run.optimizer
-        micro_batches = self._micro_batches(step)
+        rows = self.reading.mine(step, self.spikes.row)
+        micro_batches = [self.prepared.train.rows(indices) for indices in rows]
         loaded = time.perf_counter()
         lr = learning_rate(optimizer.lr, optimizer.schedule, step, self.run.train.steps)
         with self.observation.step(step + 1) as seen:
-            result = self.engine.step(micro_batches, lr)
+            result = self.engine.step(micro_batches, lr, self.spikes.accept(step + 1, self.reading.all(step)))
+        read = [self.step_flops([batch.lengths for batch in micro_batches]), *step_hash(rows, micro_batches)]
+        flops, *halves = self.world.sum_once(torch.tensor(read, dtype=torch.float64)).tolist()
+        seconds = time.perf_counter() - start
+        decision = self.spikes.settle(step + 1, result, self.prepared.train, self.reading.all)
+        if decision is not None and decision.action == "rewind":
+            self._restore()
+            return None
+        self._count(result, decision)
+        record = self.record(result, lr, flops, seconds, loaded - start) | seen | {"batch_hash": hash_text(halves)}
+        return record if decision is None else record | {"guard": decision.action}
+
+    def _count(self, result: StepResult, decision: Decision | None) -> None:
+        """Counts a step as done."""
+        self.skipped_steps.note(result.finite)
         self.counters = replace(
             self.counters,
-            step=step + 1,
-            skipped=self.counters.skipped + (not result.applied),
+            step=self.counters.step + 1,
+            skipped=self.counters.skipped + (not result.finite),
+            spikes=self.counters.spikes + (decision is not None),
             tokens=self.counters.tokens + self.run.train.global_batch_tokens,
+            guard=self.spikes.guard.memory.to_json(),
         )
-        flops = float(self.world.sum_once(torch.tensor(self.step_flops([batch.lengths for batch in micro_batches]))))
-        record = self.record(result, lr, flops, time.perf_counter() - start, loaded - start)
-        return record | seen, result.applied
-
-    def _micro_batches(self, step: int) -> list[Batch]:
-        """This rank's rows of a step: a pure function of the step."""
-        first = (step * self.world.readers + self.world.reader) * self.rows
-        size = self.run.train.micro_batch_size
-        indices = range(first, first + self.rows)
-        return [self.prepared.train.rows(indices[begin : begin + size]) for begin in range(0, self.rows, size)]
 
     def record(
         self, result: StepResult, lr: float, flops: float, seconds: float, data_seconds: float
@@ -225,6 +262,7 @@ class Training:
             "tokens": self.counters.tokens,
             "targets": result.targets,
             "skipped": self.counters.skipped,
+            "spikes": self.counters.spikes,
             "tokens_per_second": self.run.train.global_batch_tokens / seconds,
             "mfu": flops / seconds / self.peak_flops,
             "step_seconds": seconds,
@@ -233,23 +271,27 @@ class Training:
         }
 
     def finish(self) -> None:
-        """Writes what the run leaves behind, and marks it as complete."""
-        if self.held_out.last is None:
-            self.held_out(self.counters.step)  # the run was killed between its last step and here
-        found = checkpoint.newest(self.folder.checkpoints, self.world, self.progress.say)
-        assert found is not None
+        """Writes what the run leaves behind, and marks it as complete; a signal leaves that to the next start."""
+        try:
+            if self.held_out.last is None:
+                self.held_out(self.counters.step)  # the run was stopped between its last step and here
+            if self.world.on_rank_zero(self._finish_alone):
+                return
+        except Stopped:
+            pass
+        self._stop(self.request.noted or signal.SIGTERM, self.saving.kept())
 
-        def work() -> None:
-            finish(
-                self.run,
-                self.folder,
-                self.progress,
-                self.prepared,
-                self.plan,
-                self.held_out.last,
-                found,
-                self.world.size,
-            )
-            self.folder.complete(self.counters.step)
-
-        self.world.on_rank_zero(work)
+    def _finish_alone(self) -> bool:
+        """For rank 0: whether everything was written."""
+        run, folder = self.run, self.folder
+        newest = checkpoints(folder.checkpoints)[0]
+        try:
+            with self.request.at_once():
+                last, ranks = self.held_out.last, self.world.size
+                finish(run, folder, self.progress, self.prepared, self.plan, last, newest, ranks)
+                folder.complete(self.counters.step)
+        except Stopped:
+            return False
+        except OSError as error:
+            raise UserError(f"train.output_dir: {error}. The training is done; make room, then start again.") from None
+        return True

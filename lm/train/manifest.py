@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -126,13 +126,21 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def keep_newest(root: Path, count: int) -> None:
-    """Removes all checkpoints but the newest `count`, and what interrupted ones left behind.
+def keep(root: Path, kept: Collection[Path]) -> None:
+    """Removes all checkpoints but `kept`, and what interrupted ones left behind.
 
     To be called when one was written: damaged ones that it makes up for, at its step or before, go too.
     """
-    good = checkpoints(root)
-    reached = step_of(good[0]) if good else -1
+    finished = checkpoints(root)
+    reached = step_of(finished[0]) if finished else -1
     damaged = [path for path in root.glob(f"step-*{_DAMAGED}") if step_of(path.with_suffix("")) <= reached]
-    for folder in [*good[count:], *damaged, *root.glob(f"step-*{_WRITING}")]:
-        shutil.rmtree(folder, ignore_errors=True)
+    dropped = [folder for folder in finished if folder not in kept]
+    for folder in [*dropped, *damaged, *root.glob(f"step-*{_WRITING}")]:
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint; one that is killed meanwhile leaves no checkpoint that looks whole."""
+    if _NAME.fullmatch(folder.name):
+        folder = folder.rename(folder.with_suffix(_WRITING))
+    shutil.rmtree(folder, ignore_errors=True)

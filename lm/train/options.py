@@ -58,6 +58,22 @@ class TrainOptions(Options):
         default=200, ge=0, description="Tokens that the trained model writes for the report; 0 leaves the sample out."
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
+    keep_every: int | None = Field(
+        default=None, ge=1, description="Checkpoints at multiples of so many steps are kept for ever; null keeps none."
+    )
+    keep_best: bool = Field(
+        default=False, description="Whether the checkpoint with the lowest held-out loss of those evaluated is kept."
+    )
+    asynchronous_checkpoints: bool = Field(
+        default=True,
+        description="Whether training goes on while a checkpoint is written; false saves the memory of a copy of it.",
+    )
+    rank_timeout: float | None = Field(
+        default=1800,
+        gt=0,
+        description="Seconds without progress after which all ranks stop and name the one that holds them up; longer "
+        "than any single evaluation or step takes; null waits for ever.",
+    )
     profile: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="Steps whose trace is written into profile/ of the run's folder; see docs/observe.md."
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lm.train.distributed import World
+
 MEASURING_SECONDS = 0.25
 CPU_SIZE, GPU_SIZE = 512, 4096
 
@@ -55,6 +57,12 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     threads = min(torch.get_num_threads(), max(1, _cores() // _ranks_of_this_machine()))
     flops = threads * _measure_one_thread(dtype)
     return Peak(flops, f"CPU, {threads} x one thread's {kind} matrix product, measured")
+
+
+def peak_of_all(world: World, dtype: torch.dtype) -> float:
+    """FLOP/s of the devices of all ranks together. Collective."""
+    world.barrier()  # so that ranks which share a processor measure their share of it
+    return float(world.sum(torch.tensor(device_peak(world.device, dtype).flops)))
 
 
 def data_sheet_peak(name: str) -> float | None:

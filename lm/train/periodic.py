@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from lm.train.engine import Engine
+from lm.train.evaluate import Evaluated
 from lm.train.hook import Hook
+from lm.train.interrupt import Stopped
 from lm.train.progress import Progress
 
 
@@ -25,10 +26,26 @@ def at_interval(step: int, every: int | None, steps: int) -> bool:
     return step == steps or (every is not None and step % every == 0)
 
 
+def findings(periodic: Iterable[Periodic], step: int, pulse: Callable[[int], None]) -> dict[str, Any] | None:
+    """What all work found that is due after a step; None where it was left because the run is to stop.
+
+    pulse: called before each, with the step.
+    """
+    found: dict[str, Any] = {}
+    try:
+        for work in periodic:
+            if work.due(step):
+                pulse(step)
+                found |= work(step)
+    except Stopped:
+        return None  # all of it is done again
+    return found
+
+
 class HookCalls:
     """Calls a hook at its own interval, and at the end of a run of `steps`."""
 
-    def __init__(self, hook: Hook, engine: Engine, progress: Progress, steps: int) -> None:
+    def __init__(self, hook: Hook, engine: Evaluated, progress: Progress, steps: int) -> None:
         self._hook = hook
         self._engine = engine
         self._progress = progress

@@ -17,8 +17,8 @@ def require_fit(found: Counters, now: Counters, run: Run, checkpoint: Path) -> N
     root = run.train.output_dir
     if found.data != now.data:
         raise UserError(
-            f"data: the text or the tokenizer is not what the run in {root} was trained on (files of a source "
-            "changed). Bring them back to go on with it, or choose another train.output_dir."
+            f"{changed_data(found, now)} is not what the run in {root} was trained on. Bring it back to go on with "
+            "the run, or choose another train.output_dir."
         )
     if found.frozen != now.frozen:
         raise UserError(
@@ -30,3 +30,14 @@ def require_fit(found: Counters, now: Counters, run: Run, checkpoint: Path) -> N
             f"train.steps: {checkpoint} is at step {found.step} already, beyond {run.train.steps}. "
             "Raise train.steps, or choose another train.output_dir."
         )
+
+
+def changed_data(found: Counters, now: Counters) -> str:
+    """What of the data is not as it was: the tokenizer, or else the sources whose tokens differ, by their keys."""
+    names = {**found.data_parts, **now.data_parts}
+    changed = [name for name in names if found.data_parts.get(name) != now.data_parts.get(name)]
+    if not changed or not found.data_parts:
+        return "data: the text or the tokenizer"
+    if "data.tokenizer" in changed:  # a tokenizer is trained on the text, and the tokens follow from it
+        return "data.tokenizer: the tokenizer, or the text that it was trained on,"
+    return f"{', '.join(changed)}: the text"

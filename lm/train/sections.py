@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lm.data.options import DataOptions
 from lm.options import Options
 from lm.train.deepspeed_options import DeepSpeedOptions
+from lm.train.guard_options import GuardOptions
 from lm.train.observe.options import ObserveOptions
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import LogOptions, TrainOptions, check_run
@@ -26,6 +27,7 @@ class Sections(Options):
     observe: ObserveOptions = Field(
         default=ObserveOptions(), description="What is looked at inside the model while it trains."
     )
+    guard: GuardOptions = Field(default=GuardOptions(), description="What is done about spikes of the loss.")
     log: LogOptions = Field(default=LogOptions(), description="What is shown, and what goes to Weights & Biases.")
 
     @model_validator(mode="after")

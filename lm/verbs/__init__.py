@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm.verbs import backends, bench, evaluation, grafting, measure, models, runs
+from lm.verbs import backends, bench, evaluation, grafting, measure, models, runs, verify
 from lm.verbs.verb import Verb
 
 __all__ = ["VERBS", "Verb"]
@@ -13,6 +13,7 @@ VERBS: dict[str, Verb] = {
     **models.VERBS,
     **measure.VERBS,
     **evaluation.VERBS,
+    **verify.VERBS,
     **backends.VERBS,
     **bench.VERBS,
     "schema": runs.VERBS["schema"],

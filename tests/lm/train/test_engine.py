@@ -171,3 +171,22 @@ def test_settings_that_deepspeed_refuses_are_the_users_mistake() -> None:
 def test_the_optimizers_state_may_lie_in_the_cpus_memory() -> None:
     found = steps(make_engine(2, "fp32", zero_optimization={"offload_optimizer": {"device": "cpu"}}), 0, 3)
     assert [result.loss for result in found] == pytest.approx([loss for loss, _ in plain_steps(3)], abs=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "precision"), STAGES)
+def test_a_step_that_is_not_accepted_changes_nothing(stage: int, precision: str) -> None:
+    clean, engine = make_engine(stage, precision), make_engine(stage, precision)
+    expected = steps(clean, 0, 3)
+    told: list[tuple[float, float]] = []
+
+    def refuse(loss: float, grad_norm: float) -> bool:
+        told.append((loss, grad_norm))
+        return False
+
+    assert steps(engine, 0, 1) == expected[:1]
+    refused = engine.step(micro_batches(1), LR, refuse)
+    assert (refused.loss, refused.grad_norm) == (expected[1].loss, expected[1].grad_norm) == told[0]
+    assert refused.finite
+    assert not refused.applied
+    assert engine.adam_step == 1
+    assert steps(engine, 1, 3) == expected[1:]

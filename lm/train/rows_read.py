@@ -1,0 +1,97 @@
+"""Which rows a run reads: all in their order, but for those that it steps over; and a hash of what it read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from lm.data.batches import Batch
+
+Span = tuple[int, int]
+"""Rows [first, end) of the order."""
+HALF = 1 << 32
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Who reads what in a step: a pure function of the step, in numbers of the run's rows.
+
+    rows: that each rank reads. size: of one forward.
+    """
+
+    rows: int
+    size: int
+    rank: int
+    ranks: int
+
+    def all(self, step: int) -> Span:
+        """The rows of all ranks."""
+        rows = self.rows * self.ranks
+        return step * rows, (step + 1) * rows
+
+    def mine(self, step: int, row: Callable[[int], int]) -> list[list[int]]:
+        """The rows of the order for each forward of this rank, whereto `row` takes the run's."""
+        first = self.all(step)[0] + self.rank * self.rows
+        rows = [row(number) for number in range(first, first + self.rows)]
+        return [rows[begin : begin + self.size] for begin in range(0, self.rows, self.size)]
+
+
+def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """The same rows in spans that do not touch, in ascending order."""
+    result: list[Span] = []
+    for first, end in sorted(spans):
+        if result and first <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((first, end))
+    return tuple(result)
+
+
+def row_read(number: int, stepped_over: Sequence[Span]) -> int:
+    """The row of the order that a run reads as its row `number`. stepped_over: as `joined` gives them."""
+    for first, end in stepped_over:
+        if number < first:
+            break
+        number += end - first
+    return number
+
+
+def step_hash(rows: Sequence[Sequence[int]], batches: Sequence[Batch]) -> list[int]:
+    """Two halves of 32 bits for what one rank reads in a step, to be added over ranks; see `hash_text`.
+
+    rows: the numbers of each batch's rows. The sum does not depend on who read which.
+    """
+    hashes = [batch_hash(numbers, batch) for numbers, batch in zip(rows, batches, strict=True)]
+    return [sum(halves) % HALF for halves in zip(*hashes, strict=True)]
+
+
+def batch_hash(rows: Sequence[int], batch: Batch) -> list[int]:
+    """Two halves of 32 bits for one batch."""
+    length = batch.tokens.shape[1]
+    high = low = 0
+    starts = _document_starts(batch.lengths, length, len(rows))
+    for number, tokens, targets, documents in zip(
+        rows, batch.tokens.numpy(), batch.targets.numpy(), starts, strict=True
+    ):
+        digest = hashlib.blake2b(f"{number}:{documents}:".encode(), digest_size=8)
+        digest.update(tokens.tobytes())
+        digest.update(targets.tobytes())
+        value = int.from_bytes(digest.digest(), "little")
+        high, low = (high + value // HALF) % HALF, (low + value % HALF) % HALF
+    return [high, low]
+
+
+def hash_text(halves: Sequence[float]) -> str:
+    """16 hex digits for the summed halves, which are whole and below 2^53."""
+    high, low = (int(half) % HALF for half in halves)
+    return f"{high:08x}{low:08x}"
+
+
+def _document_starts(lengths: Sequence[int], row_length: int, rows: int) -> list[list[int]]:
+    starts: list[list[int]] = [[] for _ in range(rows)]
+    position = 0
+    for length in lengths:
+        starts[position // row_length].append(position % row_length)
+        position += length
+    return starts

@@ -1,0 +1,115 @@
+"""What the guard decides about a spike, done: said, written down, left out, or gone back from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lm.data.batches import Batches
+from lm.train import manifest
+from lm.train.checkpoint import Counters
+from lm.train.distributed import World
+from lm.train.engine import StepResult
+from lm.train.guard import Decision, Guard, Memory
+from lm.train.guard_options import GuardOptions
+from lm.train.journal import Journal
+from lm.train.rows_read import Span, row_read
+from lm.train.saving import Saving, found
+
+
+class Spikes:
+    """The guard of one run, on all ranks. Methods are collective."""
+
+    def __init__(
+        self, options: GuardOptions, root: Path, saving: Saving, world: World, say: Callable[[str], None]
+    ) -> None:
+        """root: the run's folder. Raises UserError for a journal that cannot be read."""
+        self._journal = Journal(root, world)
+        self._saving = saving
+        self._world = world
+        self._say = say
+        self._decided = self._journal.read()
+        self._decision: Decision | None = None
+        self.guard = Guard(options, self._decided)
+
+    def drop_abandoned(self) -> None:
+        """Removes checkpoints of steps that were gone back from; to be called before one is chosen to go on from."""
+        rewinds = [decision for decision in self._decided if decision.action == "rewind"]
+
+        def work() -> None:
+            for folder, counters in found(self._saving.root).items():
+                known = Memory.from_json(counters.guard).rewinds
+                if any(d.step not in known and counters.step > (d.checkpoint or 0) for d in rewinds):
+                    manifest.remove(folder)
+
+        if rewinds:
+            self._world.on_rank_zero(work)
+
+    def restore(self, counters: Counters) -> int:
+        """Goes on from what a checkpoint remembers; how many rewinds were made since it was written."""
+        memory = Memory.from_json(counters.guard)
+        self.guard.restore(memory)
+        return len(self.guard.memory.rewinds) - len(memory.rewinds)
+
+    def row(self, number: int) -> int:
+        """The row of the order that the run reads as its row `number`."""
+        return row_read(number, self.guard.memory.stepped_over)
+
+    def span(self, rows: Span) -> Span:
+        """The same for the first and the last of several rows."""
+        return self.row(rows[0]), self.row(rows[1] - 1) + 1
+
+    def accept(self, step: int, rows: Span) -> Callable[[float, float], bool]:
+        """To be asked about a step, counted from 1, that reads `rows` of the run: told loss and gradient norm."""
+        self._decision = None
+        span = self.span(rows)
+
+        def accept(loss: float, grad_norm: float) -> bool:
+            self._decision = self.guard.judge(step, span, loss, grad_norm)
+            return self._decision is None or self._decision.action in ("warn", "accept")
+
+        return accept
+
+    def settle(
+        self, step: int, result: StepResult, batches: Batches, rows_of: Callable[[int], Span]
+    ) -> Decision | None:
+        """Does what was decided about the step that `accept` was asked about, and returns it; None where nothing was.
+
+        rows_of: the rows of the run that a step reads, counted from 0. After a rewind the run must be put back to the
+        checkpoint of that step, the newest that is left.
+        """
+        decision = self._decision
+        if decision is not None:
+            named = {span.document for row in range(*decision.rows) for span in batches.documents(row)}
+            decision = replace(decision, documents=tuple(sorted(named)))
+            if decision.action == "rewind":
+                decision = self._where_to(decision, rows_of)
+            if self.guard.decided(decision):
+                self._journal.write(decision)
+                self._decided.append(decision)
+                self._say(str(decision))
+            if decision.action == "rewind":
+                self.drop_abandoned()
+                return decision
+        self.guard.note(step, result.loss, result.grad_norm, decision)
+        return decision
+
+    def _where_to(self, decision: Decision, rows_of: Callable[[int], Span]) -> Decision:
+        """The decision with the checkpoint to go back to; leaves the step out where there is none."""
+        self.guard.require_retries(decision.step)
+        self._saving.settle()
+        margin = self.guard.options.margin
+        target = self._world.on_rank_zero(lambda: self._target(decision.step, margin) or self._target(decision.step, 0))
+        if target is None:
+            return replace(decision, action="skip")
+        first = self.row(rows_of(target)[0])
+        return replace(decision, checkpoint=target, stepped_over=(first, decision.rows[1]))
+
+    def _target(self, step: int, margin: int) -> int | None:
+        """The step of the newest healthy checkpoint that lies `margin` steps before a spike."""
+        for folder, counters in found(self._saving.root).items():
+            healthy = self.guard.healthy(counters.step, Memory.from_json(counters.guard))
+            if healthy and counters.step < step - margin and manifest.damage(folder) is None:
+                return counters.step
+        return None

@@ -1,0 +1,134 @@
+"""Writing a checkpoint while training goes on: copied to host memory, written by a thread, made current at the end.
+
+Threads only write files. What ranks tell each other, they tell between steps in the main thread, so no collective of a
+thread can come between those of training.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm.train import manifest
+from lm.train.distributed import World
+from lm.train.random_state import State
+from lm.train.tensor_file import FileEntry, write_tensors, write_text
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; the ones before it are untouched. no_room: because the disk is full."""
+
+    def __init__(self, message: str, no_room: bool) -> None:
+        super().__init__(message)
+        self.no_room = no_room
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank writes of a checkpoint, in host memory: files by name."""
+
+    tensors: Mapping[str, State]
+    texts: Mapping[str, str]
+
+    def write(self, folder: Path) -> dict[str, FileEntry]:
+        """Writes the files and says what was written. Raises OSError."""
+        written = {name: write_tensors(folder / name, *content) for name, content in self.tensors.items()}
+        return written | {name: write_text(folder / name, text) for name, text in self.texts.items()}
+
+
+class HostMemory:
+    """Copies of tensors that stay as they are while training changes the originals; the memory is used again."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, Tensor] = {}
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """A contiguous copy in host memory, valid until the next one of this name."""
+        kept = self._copies.get(name)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._copies[name] = kept
+        return kept.copy_(tensor)
+
+
+class Writing:
+    """One checkpoint on its way to the disk. Every method is collective and raises SaveError on all ranks or none."""
+
+    def __init__(
+        self, root: Path, step: int, share: Share, world: World, first: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begins: threads write from here on. `share` must stay as it is until this has ended.
+
+        first: what rank 0 puts on the disk before; may raise OSError.
+        """
+        self.step = step
+        self._world = world
+        self._folder = manifest.folder_of(root, step).with_suffix(".tmp")
+        self._files: dict[str, FileEntry] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+        def begin() -> None:
+            if world.rank == 0:
+                first()
+                manifest.begin(root, step)
+
+        self._job = self._start(begin)
+        self._agree()
+        self._job = self._start(lambda: share.write(self._folder))
+
+    def done(self) -> Path | None:
+        """The checkpoint's folder if it is current by now, without waiting for the disk."""
+        while not self._world.sum(torch.tensor(float(not self._job.done()))):
+            if self._advance():
+                return self._end()
+        return None
+
+    def finish(self) -> Path:
+        """Waits until the checkpoint is current, and returns its folder."""
+        while not self._advance():
+            pass
+        return self._end()
+
+    def _start(self, work: Callable[[], Any]) -> Future[Any]:
+        return self._thread.submit(work)
+
+    def _advance(self) -> bool:
+        """Takes what the threads have done and goes on; True when the checkpoint is current."""
+        found = self._agree()
+        if self._files is not None:
+            return True
+        files = {name: entry for share in found for name, entry in share.items()}
+        self._files = files
+        self._job = self._start(lambda: manifest.commit(self._folder, files) if self._world.rank == 0 else None)
+        return False
+
+    def _agree(self) -> list[Any]:
+        """What each rank's thread returned. Raises SaveError if the disk failed any of them."""
+        result = failure = None
+        no_room = False
+        try:
+            result = self._job.result()
+        except OSError as error:
+            failure = f"{error.strerror or error} ({error.filename or 'rank ' + str(self._world.rank)})"
+            no_room = error.errno in _NO_ROOM
+        outcomes = self._world.gather((result, failure, no_room))
+        failed = next((outcome for outcome in outcomes if outcome[1]), None)
+        if failed is None:
+            return [outcome[0] for outcome in outcomes]
+        if self._world.rank == 0:
+            manifest.discard(self._folder)
+        self._thread.shutdown()
+        raise SaveError(f"checkpoint of step {self.step} was not written: {failed[1]}", failed[2])
+
+    def _end(self) -> Path:
+        self._thread.shutdown()
+        return self._folder.with_suffix("")

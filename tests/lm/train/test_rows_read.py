@@ -1,0 +1,54 @@
+"""Rows that are read, stepped over and hashed."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm.data.batches import Batch
+from lm.train.rows_read import HALF, Reading, hash_text, joined, row_read, step_hash
+
+SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda pair: (pair[0], sum(pair))), max_size=5)
+
+
+@given(SPANS, st.integers(1, 60))
+def test_what_is_stepped_over_is_never_read_and_the_rest_is_in_its_order(
+    spans: list[tuple[int, int]], count: int
+) -> None:
+    stepped_over = {row for first, end in spans for row in range(first, end)}
+    expected = [row for row in range(count + 60) if row not in stepped_over][:count]
+    assert [row_read(number, joined(spans)) for number in range(count)] == expected
+
+
+@given(st.sampled_from([(1, 6), (2, 3), (3, 2), (6, 1)]), st.integers(1, 4), st.integers(0, 5))
+def test_ranks_together_read_each_row_once(shape: tuple[int, int], size: int, step: int) -> None:
+    ranks, rows = shape
+    read = [
+        row
+        for rank in range(ranks)
+        for forward in Reading(rows, size, rank, ranks).mine(step, lambda number: number)
+        for row in forward
+    ]
+    assert read == list(range(6 * step, 6 * step + 6)) == list(range(*Reading(rows, size, 0, ranks).all(step)))
+
+
+def batch(rows: list[int], lengths: list[int]) -> Batch:
+    tokens = torch.tensor([[row * 10 + column for column in range(4)] for row in rows])
+    return Batch(tokens, tokens + 1, lengths, [0] * len(lengths))
+
+
+def hashed(*batches: tuple[list[int], list[int]]) -> str:
+    return hash_text(step_hash([rows for rows, _ in batches], [batch(*b) for b in batches]))
+
+
+def test_the_hash_is_of_the_rows_whoever_reads_them() -> None:
+    whole = hashed(([0, 1, 2], [4, 1, 3, 4]))
+    assert hashed(([0, 1], [4, 1, 3]), ([2], [4])) == whole
+    parts = [step_hash([[row]], [batch([row], lengths)]) for row, lengths in ((0, [4]), (1, [1, 3]), (2, [4]))]
+    assert hash_text([sum(halves) for halves in zip(*parts, strict=True)]) == whole
+    assert all(half < HALF for half in parts[0])
+
+
+def test_the_hash_tells_rows_tokens_and_documents_apart() -> None:
+    found = [hashed(([0, 1], [4, 4])), hashed(([1, 0], [4, 4])), hashed(([0, 1], [4, 2, 2])), hashed(([0, 2], [4, 4]))]
+    assert found[0] == found[1]  # the same rows
+    assert len(set(found)) == 3

@@ -1,0 +1,137 @@
+"""Injected faults of the numbers, in whole runs: a batch that is not finite, a strange document, a wild step."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.linear_cross_entropy import CrossEntropy
+from lm.data.prepare import prepare
+from lm.run_file import RunFile
+from lm.train import engine, loop, manifest
+from lm.train.distributed import World
+from lm.train.log import RunLog, read_metrics
+from lm.train.loop import train
+from lm.train.sharing import MicroBatch
+
+MakeRun = Callable[..., RunFile]
+Records = list[dict[str, Any]]
+EXACT = ("step", "loss", "grad_norm", "tokens", "skipped", "spikes", "guard", "batch_hash")
+OVERRIDES = ("train.steps=40", "data.validation.fraction=0", "train.sample_tokens=0")
+STRANGE = "~"
+
+
+def exact(folder: Path) -> Records:
+    return [{key: record.get(key) for key in EXACT} for record in read_metrics(folder / "metrics.jsonl")]
+
+
+def decisions(folder: Path) -> Records:
+    return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
+
+
+def guard(action: str, **options: Any) -> str:
+    values = {"action": action, "sigma": 6.0, "window": 12, "warmup_steps": 6, **options}
+    return "guard={" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
+
+
+@pytest.fixture
+def wild_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The first time that the step after 25 is made, its learning rate is fifty times too high."""
+    usual, fired = loop.learning_rate, []
+
+    def wild(peak: float, schedule: Any, step: int, steps: int) -> float:
+        if step == 25 and not fired:
+            fired.append(step)
+            return 50 * usual(peak, schedule, step, steps)
+        return usual(peak, schedule, step, steps)
+
+    monkeypatch.setattr(loop, "learning_rate", wild)
+    return fired
+
+
+def test_a_batch_that_is_not_finite_is_left_out_and_counted(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = engine.forward_own, []
+
+    def poisoned(model: Any, batch: MicroBatch, world: World) -> CrossEntropy:
+        out = forward(model, batch, world)
+        calls.append(batch)
+        return out._replace(loss=out.loss * math.nan) if len(calls) == 7 else out  # a forward of step 4
+
+    monkeypatch.setattr(engine, "forward_own", poisoned)
+    train(make_run(*OVERRIDES, "train.steps=8"))
+    records = exact(tmp_path / "out")
+    assert [record["skipped"] for record in records] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert math.isfinite(records[-1]["loss"])
+
+
+def test_a_strange_document_is_named_and_its_step_left_out(make_run: MakeRun, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(make_run().data.sources[0].path, corpus)
+    (corpus / "strange.txt").write_text(STRANGE * 100)
+    run = make_run(*OVERRIDES, f"data.sources.0.path={corpus}", guard("skip", retries=4))
+    train(run)
+    prepared = prepare(run.data)
+    (token,) = prepared.tokenizer.encode(STRANGE)
+    found = decisions(tmp_path / "out")
+    assert found
+    for decision in found:
+        batch = prepared.train.rows(range(*decision["rows"]))
+        documents = {
+            document
+            for part, document in zip(batch.tokens.flatten().split(batch.lengths), batch.document_ids, strict=True)
+            if (part == token).float().mean() > 0.9
+        }
+        assert documents, "the step has nothing strange in it"
+        assert documents <= set(decision["documents"])
+        assert decision["action"] == "skip"
+    records = exact(tmp_path / "out")
+    assert records[-1]["spikes"] == len(found)
+    assert [r["step"] for r in records if r["guard"]] == [decision["step"] for decision in found]
+
+
+def test_a_wild_step_is_gone_back_from_and_its_rows_are_stepped_over(
+    make_run: MakeRun, tmp_path: Path, wild_step: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*OVERRIDES, "train.keep_checkpoints=4", guard("rewind", sigma=9.0))
+    train(make_run(*settings))
+    assert wild_step == [25]
+    (decision,) = decisions(tmp_path / "out")
+    assert (decision["action"], decision["checkpoint"]) == ("rewind", 16)
+    assert decision["stepped_over"] == [16 * 8, decision["step"] * 8]
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"stepping over rows 128 to {decision['step'] * 8 - 1}" in said
+    records = exact(tmp_path / "out")
+    steps = [record["step"] for record in records]
+    assert steps == [*range(1, 17), 16, *range(17, 41)]
+    hashes = [record["batch_hash"] for record in records if record["batch_hash"]]
+    assert len(set(hashes)) == 40
+    assert max(record["loss"] for record in records[17:]) < records[15]["loss"] + 0.5
+    kept = [manifest.step_of(folder) for folder in manifest.checkpoints(tmp_path / "out" / "checkpoints")]
+    assert kept == [40, 36, 32, 28, 16]  # that before the spike stays
+
+
+def test_what_was_decided_holds_after_a_kill(
+    make_run: MakeRun, tmp_path: Path, wild_step: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*OVERRIDES, guard("rewind", sigma=9.0))
+    train(make_run(*settings, f"train.output_dir={tmp_path / 'whole'}"))
+    wild_step.clear()
+    write = RunLog.write
+
+    def killed(log: RunLog, record: dict[str, Any]) -> None:
+        write(log, record)
+        if record.get("guard") == "rewind":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_run(*settings))
+    monkeypatch.setattr(RunLog, "write", write)
+    train(make_run(*settings))  # the learning rate is wild no more, and the rows are stepped over all the same
+    assert exact(tmp_path / "out") == exact(tmp_path / "whole")

@@ -1,0 +1,60 @@
+"""Which rank is lost, told from the signs of all; `tests/benchmarks/test_chaos.py` loses real ones."""
+
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from lm.train.watchdog import Beat, connection_broke, lost, where
+
+
+def beat(count: int, idle: float = 0.0, place: str = "lm/x.py:1 (f)", waiting: bool = False) -> Beat:
+    return Beat(count, idle, 7, place, waiting)
+
+
+def test_a_rank_without_a_sign_is_named() -> None:
+    found, what = lost([beat(5), beat(9), beat(5)], [beat(8), beat(9), beat(8)])
+    assert found == [1]
+    assert "rank 1 gave no sign" in what
+
+
+def test_a_rank_that_does_not_come_to_the_others_is_named_with_its_place() -> None:
+    waiting, busy = beat(8, 60, waiting=True), beat(8, 61, "lm/data/rows.py:57 (fill)")
+    found, what = lost([beat(5), beat(5), beat(5)], [waiting, busy, waiting])
+    assert found == [1]
+    assert "rank 1 did not go on for 61 s while the others waited: rank 1 is at lm/data/rows.py:57 (fill)" in what
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_where_nobody_is_to_blame_everyone_is_shown(waiting: bool) -> None:
+    after = [beat(8, 60, "lm/a.py:1 (a)", waiting), beat(8, 61, "lm/b.py:2 (b)", waiting)]
+    found, what = lost([beat(5), beat(5)], after)
+    assert found == []
+    assert "rank 0 is at lm/a.py:1 (a); rank 1 is at lm/b.py:2 (b)" in what
+
+
+def test_a_thread_is_found_in_our_code() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        lost_frames.append(threading.get_ident())
+        inside.set()
+        leave.wait()
+
+    lost_frames: list[Any] = []
+    thread = threading.Thread(target=wait)
+    thread.start()
+    inside.wait()
+    place, waiting = where(sys._current_frames()[lost_frames[0]])
+    leave.set()
+    thread.join()
+    assert place.startswith("tests/lm/train/test_watchdog.py:")
+    assert place.endswith("(wait)")
+    assert not waiting
+
+
+def test_a_broken_connection_is_told_from_other_failures() -> None:
+    text = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:37191"
+    assert connection_broke(RuntimeError(text))
+    assert not connection_broke(RuntimeError("size of tensor a (0) must match"))
