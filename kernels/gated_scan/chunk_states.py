@@ -34,7 +34,7 @@ def chunk_states(
     """
     call = (gate, query, key, value, chunks, finals)
     if default(gate.device.type) == "cpp" and not (_CPP.unavailable() or _CPP.refuses(*call)):
-        scan_calls(gate, (_for_heads(key, gate), value), chunks)
+        scan_calls(*_by_group(gate, key, value), chunks)
         return ChunkStates(*_CPP.run(*call))
     return composed_states(*call)
 
@@ -43,16 +43,13 @@ def composed_states(
     gate: Tensor, query: Tensor, key: Tensor, value: Tensor, chunks: Chunks, finals: Tensor
 ) -> ChunkStates:
     """The definition: `gated_scan`, and what is taken from its states."""
-    heads = (-1, key.shape[1])
-    keys, values = gated_scan(
-        gate.unflatten(1, heads), (_for_heads(key, gate).unflatten(1, heads), value.unflatten(1, heads)), chunks
-    )
+    keys, values = gated_scan(*_by_group(gate, key, value), chunks)
     score = (keys * query.to(keys.dtype)[:, None]).sum(-1).flatten(1)
     keys, values = keys.flatten(1, 2), values.flatten(1, 2)
     return ChunkStates(score, values, keys.index_select(0, finals), values.index_select(0, finals))
 
 
-def _for_heads(key: Tensor, gate: Tensor) -> Tensor:
-    """[N, G, D] -> [N, H, D]; only a view as long as it is not flattened."""
-    repeats = gate.shape[1] // key.shape[1]
-    return torch.flatten(key[:, None].expand(-1, repeats, -1, -1), 1, 2)
+def _by_group(gate: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What `gated_scan` takes, all [N, H / G, G, D]: the keys are a view that every G heads share."""
+    gate, value = (torch.unflatten(x, 1, (-1, key.shape[1])) for x in (gate, value))
+    return gate, (key[:, None].expand(-1, gate.shape[1], -1, -1), value)

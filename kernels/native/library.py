@@ -40,8 +40,13 @@ def compiler() -> str | None:
 
 def path() -> Path:
     """Where the library of these sources stands for this processor, built or not: in the folder BRAID_KERNELS names."""
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get(FOLDER) or cache_home / "braid" / "kernels") / f"{_identity()}.so"
+    return _path(os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME"), _identity())
+
+
+@cache  # asked for at every call of a kernel
+def _path(folder: str | None, cache_home: str | None, identity: str) -> Path:
+    cached = Path(cache_home or Path.home() / ".cache") / "braid" / "kernels"
+    return Path(folder or cached) / f"{identity}.so"
 
 
 @cache
