@@ -119,6 +119,16 @@ class SourceOptions(Options):
     filters: FilterOptions = Field(
         default=FilterOptions(), description="Leaves out documents by their length, or records by a field."
     )
+    min_tokens: int | None = Field(
+        default=None, ge=2, description="Train on documents of at least so many tokens, bos and eos included."
+    )
+    longest: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Train on the longest documents, as many as hold this share of the source's tokens, such as 0.2. "
+        "Name the path twice to mix them with all.",
+    )
     drop_duplicates: bool = Field(
         default=False,
         description="Keep one of several equal texts, the first. The source is read twice, since equal texts may stand "
@@ -246,6 +256,11 @@ class DataOptions(Options):
     tokenizer: TokenizerOptions = Field(description="How text becomes tokens.")
     sources: tuple[AnySourceOptions, ...] = Field(min_length=1, description="Where documents come from, and their mix.")
     sequence_length: int = Field(ge=1, description="Tokens per row. Texts are cut at row ends, samples never.")
+    packing: Literal["concat", "best_fit", "document"] = Field(
+        default="concat",
+        description="How texts fill rows: concat cuts one long stream; best_fit cuts only documents longer than a row "
+        "and leaves a little of some rows empty; document gives each a row of its own.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the order of rows.")
     validation: ValidationOptions = Field(default=ValidationOptions(), description="The held-out documents.")
     shard_bytes: int | None = Field(

@@ -17,11 +17,12 @@ from lm.data.cache import contents
 from lm.data.fingerprint import digest
 from lm.data.manifest import Manifest
 from lm.data.mix import Mix, SourceRows
-from lm.data.options import DataOptions, NumbersOptions, SourceOptions
+from lm.data.options import DataOptions, NumbersOptions
 from lm.data.order import SequentialOrder
 from lm.data.recall import ENDLESS, GeneratedRows
 from lm.data.recall_options import GeneratedOptions
-from lm.data.rows import JoinedRows, Rows, rows_of
+from lm.data.rows import Rows, rows_of
+from lm.data.source_rows import source_rows
 from lm.data.sources import Source, find_source
 from lm.data.statistics import Statistics, unigram_bits_per_byte
 from lm.data.store import CONTENT, TokenStore
@@ -125,15 +126,17 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
         if not made.shards:
             raise UserError(_nothing_left(options, source, made.manifest))
     mix = Mix(
-        [_source_rows(options, source, made) for source, made in zip(sources, found, strict=True)],
+        [source_rows(options, source, made, processes) for source, made in zip(sources, found, strict=True)],
         options.sequence_length,
         options.seed,
     )
     weights = [source.weight for source in options.sources]
+    chosen = [source.options.model_dump(include={"min_tokens", "longest"}) for source in sources]
     made_of = [[contents(store.folder.parent, CONTENT) for store in made.shards] for made in found]
     held_out = [made.held_out for made in found]
     held_of = [contents(store.folder.parent, CONTENT) for store in held_out]
     decisive = [FORMAT, tokenizer.fingerprint, made_of, held_of, weights, options.sequence_length, options.seed]
+    decisive += [options.packing, chosen]
     manifest = sum((made.manifest for made in found), Manifest())
     return Prepared(
         tokenizer=tokenizer,
@@ -171,15 +174,6 @@ def prepare_node(
 def _sources(options: DataOptions) -> list[Source]:
     texts = [source for source in options.sources if not isinstance(source, GeneratedOptions)]
     return [find_source(source, f"data.sources.{index}", options.shard_bytes) for index, source in enumerate(texts)]
-
-
-def _source_rows(options: DataOptions, source: Source, made: Tokenized) -> SourceRows:
-    def rows(sequence_length: int) -> Rows:
-        rows = [rows_of(store, sequence_length) for store in made.shards]
-        return rows[0] if len(rows) == 1 else JoinedRows(rows)
-
-    only_length = None if isinstance(source.options, SourceOptions) else options.sequence_length
-    return SourceRows(rows, source.options.weight, source.options.max_epochs, only_length)
 
 
 def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:

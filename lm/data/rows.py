@@ -119,7 +119,7 @@ class StreamRows:
         bounds = self.store.offsets[first : last + 1].clip(start, stop)
         offsets = (bounds[:-1] - begins).tolist()
         pieces = list(map(Piece, range(first, last), np.diff(bounds).tolist(), offsets))
-        return _filled_up(pieces, self.sequence_length)
+        return filled_up(pieces, self.sequence_length)
 
     def origin(self, document: int) -> tuple[str, int]:
         return self.store.origin(document)
@@ -172,7 +172,7 @@ class WholeRows:
         first, last = self._first[row], self._first[row + 1]
         lengths = np.diff(self.store.offsets[first : last + 1]) - 1
         pieces = [Piece(document, length, 0) for document, length in enumerate(lengths.tolist(), first)]
-        return _filled_up(pieces, self.sequence_length)
+        return filled_up(pieces, self.sequence_length)
 
     def origin(self, document: int) -> tuple[str, int]:
         return self.store.origin(document)
@@ -193,6 +193,7 @@ class WholeRows:
         return self.pieces(row)
 
 
-def _filled_up(pieces: list[Piece], sequence_length: int) -> list[Piece]:
+def filled_up(pieces: list[Piece], sequence_length: int) -> list[Piece]:
+    """The pieces of a row, and padding behind them where there is room left."""
     missing = sequence_length - sum(piece.length for piece in pieces)
     return [*pieces, Piece(PADDING_DOCUMENT, missing, 0)] if missing else pieces

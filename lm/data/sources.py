@@ -35,7 +35,7 @@ PYTHON_STDLIB = "python-stdlib"
 _NOT_THE_STDLIB = {"site-packages", "dist-packages"}
 _TEXT_KINDS = (*TEXTS, ".jsonl", ".parquet", ".arrow")
 _SAMPLE_KINDS = tuple(RECORDS)
-_NOT_CONTENT = {"path", "weight", "max_epochs"}
+_NOT_CONTENT = {"path", "weight", "max_epochs", "min_tokens", "longest"}
 
 
 @dataclass(frozen=True)

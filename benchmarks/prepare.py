@@ -1,0 +1,193 @@
+"""Tokenizing: Braid's prepare against `datasets.map`, the same text, tokenizer and processes, in one run.
+
+    python -m benchmarks.prepare [--processes 2] [--copies 1] [--vocab-size 8192] [--skip-kills]
+
+The text is the Python standard library and the documentation that comes with it, one document a file, as jsonl. Each
+side runs in a fresh process and gets to the same end: every document as `[bos] ids [eos]` on disk. For `datasets` the
+time of `map` alone counts, and beside it that of loading the file before it; for Braid everything from start to end,
+reading and checksums included. With SentencePiece `map` calls the library's own batch encoding; with a Hugging Face
+tokenizer the tokenizer itself, as its documentation has it. Then Braid is killed twice on the way: what was finished
+must stay untouched, and the result must be the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm.arguments import positive
+from lm.data.options import DataOptions, SentencePieceOptions, SourceOptions
+from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
+from lm.data.sources import find_source
+
+PREPARE = """
+import sys, time
+from lm.data.options import DataOptions
+from lm.data.prepare import prepare
+if __name__ == "__main__":
+    begin = time.perf_counter()
+    prepared = prepare(DataOptions.model_validate_json(sys.argv[1]), processes=int(sys.argv[2]))
+    print(time.perf_counter() - begin, prepared.statistics.tokens, prepared.fingerprint)
+"""
+MAP = """
+import sys, time
+import datasets
+corpus, kind, tokenizer, cache, processes = sys.argv[1:]
+datasets.disable_progress_bars()
+if kind == "sentencepiece":
+    import sentencepiece
+    processor = sentencepiece.SentencePieceProcessor(model_file=tokenizer + "/tokenizer.model")
+    def encode(batch):
+        return {"input_ids": processor.encode(batch["text"], add_bos=True, add_eos=True, num_threads=1)}
+else:
+    from transformers import AutoTokenizer
+    fast = AutoTokenizer.from_pretrained(tokenizer)
+    def encode(batch):
+        ids = fast(batch["text"], add_special_tokens=False)["input_ids"]
+        return {"input_ids": [[fast.bos_token_id, *document, fast.eos_token_id] for document in ids]}
+if __name__ == "__main__":
+    begin = time.perf_counter()
+    loaded = datasets.load_dataset("json", data_files=corpus, split="train", cache_dir=cache)
+    middle = time.perf_counter()
+    mapped = loaded.map(encode, batched=True, remove_columns=loaded.column_names, num_proc=int(processes))
+    end = time.perf_counter()
+    tokens = sum(len(ids) for batch in mapped.with_format("numpy").iter(1000) for ids in batch["input_ids"])
+    print(middle - begin, end - middle, tokens)
+"""
+
+
+def write_corpus(path: Path, copies: int) -> int:
+    """One record for each file of the standard library and each topic of its documentation; returns bytes of text."""
+    from pydoc_data.topics import topics
+
+    modules = (document.text for document in find_source(SourceOptions(path="python-stdlib"), "").documents())
+    texts = [*modules, *(topics[name] for name in sorted(topics))]
+    with path.open("w", encoding="utf-8") as file:
+        for copy in range(copies):
+            file.writelines(json.dumps({"text": f"# {copy}\n{text}" if copy else text}) + "\n" for text in texts)
+    return copies * sum(len(text.encode()) for text in texts)
+
+
+def write_tokenizers(corpus: Path, folder: Path, vocab_size: int) -> dict[str, Path]:
+    """The same pieces as a SentencePiece model and as a Hugging Face folder."""
+    from lm.hf.tokenizer import save_fast_tokenizer
+
+    documents = find_source(SourceOptions(path=str(corpus)), "").documents()
+    options = SentencePieceOptions(vocab_size=vocab_size)
+    tokenizer = train_sentencepiece(options, sample_passages(documents, options.sample_bytes))
+    folders = {kind: folder / kind for kind in ("sentencepiece", "huggingface")}
+    for kind in folders.values():
+        kind.mkdir()
+    tokenizer.save(folders["sentencepiece"])
+    save_fast_tokenizer(tokenizer, folders["huggingface"], 1024)
+    return folders
+
+
+def run(program: str, arguments: Sequence[str]) -> list[str]:
+    """What a program prints in its last line; it is a file, since it starts processes of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "program.py"
+        script.write_text(program)
+        found = subprocess.run(
+            [sys.executable, os.fspath(script), *arguments],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+    return found.stdout.splitlines()[-1].split()
+
+
+def environment() -> dict[str, str]:
+    """One thread in each process, on both sides."""
+    root = os.fspath(Path(__file__).parents[1])
+    return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def options_for(corpus: Path, kind: str, tokenizer: Path, cache: Path, processes: int) -> DataOptions:
+    path = tokenizer / "tokenizer.model" if kind == "sentencepiece" else tokenizer
+    values: dict[str, Any] = {
+        "tokenizer": {"kind": kind, "path": path},
+        "sources": [{"path": str(corpus)}],
+        "sequence_length": 1024,
+        "validation": {"fraction": 0},
+        "shard_bytes": max(1_000_000, corpus.stat().st_size // (4 * processes)),
+        "cache_dir": cache,
+    }
+    return DataOptions.model_validate(values)
+
+
+def shards(cache: Path) -> dict[str, int]:
+    """When each finished shard was made."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in cache.glob("tokens-*/shard-*/manifest.json")}
+
+
+def kill_twice(options: DataOptions, processes: int, fingerprint: str) -> str:
+    """Kills two preparations on the way and lets a third end; says what became of the shards."""
+    before: dict[str, int] = {}
+    kept = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PREPARE, options.model_dump_json(), str(processes)], env=environment()
+        )
+        while len(shards(options.cache_dir)) < len(before) + 2 and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(2)  # its workers finish the shards that they hold
+        made = shards(options.cache_dir)
+        assert before.items() <= made.items(), "a finished shard was tokenized twice"
+        before = made
+        kept.append(len(made))
+    _, tokens, found = run(PREPARE, [options.model_dump_json(), str(processes)])
+    assert before.items() <= shards(options.cache_dir).items(), "a finished shard was tokenized twice"
+    assert found == fingerprint, "the tokens differ from those of an undisturbed run"
+    total = len(shards(options.cache_dir))
+    return f"killed with {kept[0]} and {kept[1]} of {total} shards done; all kept, {int(tokens):,} tokens, the same"
+
+
+def measure(corpus: Path, kind: str, tokenizer: Path, processes: int, size: int, kills: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ours = options_for(corpus, kind, tokenizer, Path(folder) / "ours", processes)
+        seconds, tokens, fingerprint = run(PREPARE, [ours.model_dump_json(), str(processes)])
+        theirs = [str(corpus), kind, str(tokenizer), f"{folder}/theirs", str(processes)]
+        loading, mapping, mapped_tokens = run(MAP, theirs)
+        assert tokens == mapped_tokens, f"{tokens} tokens here, {mapped_tokens} there"
+        count, own, other, load = int(tokens), float(seconds), float(mapping), float(loading)
+        print(f"{kind}: {size / 1e6:.1f} MB, {count:,} tokens, {processes} processes")
+        print(f"  braid prepare   {own:6.2f} s  {count / own:12,.0f} tokens/s")
+        print(f"  datasets.map    {other:6.2f} s  {count / other:12,.0f} tokens/s   ratio {other / own:.2f}")
+        print(
+            f"  load and map    {load + other:6.2f} s  {count / (load + other):12,.0f} tokens/s   ratio {(load + other) / own:.2f}"
+        )
+        if kills:
+            shutil.rmtree(ours.cache_dir)
+            print(f"  {kill_twice(ours, processes, fingerprint)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=positive, default=2, metavar="N")
+    parser.add_argument("--copies", type=positive, default=1, metavar="N", help="how often the text is repeated")
+    parser.add_argument("--vocab-size", type=positive, default=8192, metavar="N")
+    parser.add_argument("--skip-kills", action="store_true", help="only the ratio")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus.jsonl"
+        size = write_corpus(corpus, chosen.copies)
+        for kind, tokenizer in write_tokenizers(corpus, Path(folder), chosen.vocab_size).items():
+            measure(corpus, kind, tokenizer, chosen.processes, size, not chosen.skip_kills)
+
+
+if __name__ == "__main__":
+    main()
