@@ -165,11 +165,8 @@ def measure(corpus: Path, kind: str, tokenizer: Path, processes: int, size: int,
         assert tokens == mapped_tokens, f"{tokens} tokens here, {mapped_tokens} there"
         count, own, other, load = int(tokens), float(seconds), float(mapping), float(loading)
         print(f"{kind}: {size / 1e6:.1f} MB, {count:,} tokens, {processes} processes")
-        print(f"  braid prepare   {own:6.2f} s  {count / own:12,.0f} tokens/s")
-        print(f"  datasets.map    {other:6.2f} s  {count / other:12,.0f} tokens/s   ratio {other / own:.2f}")
-        print(
-            f"  load and map    {load + other:6.2f} s  {count / (load + other):12,.0f} tokens/s   ratio {(load + other) / own:.2f}"
-        )
+        for name, taken in (("braid prepare", own), ("datasets.map", other), ("load and map", load + other)):
+            print(f"  {name:14} {taken:6.2f} s {count / taken:12,.0f} tokens/s   ratio {taken / own:.2f}")
         if kills:
             shutil.rmtree(ours.cache_dir)
             print(f"  {kill_twice(ours, processes, fingerprint)}")

@@ -243,7 +243,7 @@ def missing_sources(run: AnyRun, path: Path | str, overrides: Sequence[str] = ()
     tree = read_tree(Path(path), overrides)
     problems = []
     for index, source in enumerate(run.data.sources):
-        if isinstance(source, GeneratedOptions):
+        if isinstance(source, GeneratedOptions) or source.hub is not None:
             continue
         try:
             find_source(source, f"data.sources.{index}")

@@ -79,6 +79,13 @@ class Mixing:
         source, number = cascade.locate(index - self._begins[span])
         return source, had[source] + number
 
+    def counts(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows each source gives."""
+        rows = rows if self.num_rows is None else min(rows, self.num_rows)
+        span = max(0, bisect_right(self._begins, rows) - 1)
+        cascade, had = self._spans[span]
+        return [count + cascade.count(source, rows - self._begins[span]) for source, count in enumerate(had)]
+
 
 class _Cascade:
     """Exact shares without end."""

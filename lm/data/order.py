@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from lm.data.mixing import Mixing
@@ -66,7 +67,18 @@ class Place(NamedTuple):
 
 
 class Order(Protocol):
-    """Maps a global row index to a place."""
+    """Maps a global row index to a place.
+
+    Attributes:
+        rows: of each source in one epoch.
+        num_rows: how many rows there are; None where there is no end.
+    """
+
+    rows: tuple[int, ...]
+    num_rows: int | None
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows each source gives."""
 
     def locate(self, index: int) -> Place:
         """The place of global row `index` (0 or more)."""
@@ -100,12 +112,22 @@ class ShuffledOrder:
         epoch, position = divmod(number, self.rows[source])
         return Place(source, epoch, _permutation(self.rows[source], self.seed, source, epoch)(position))
 
+    def counts(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows each source gives."""
+        return self._mixing.counts(rows)
+
 
 class SequentialOrder:
     """The order of validation: every row of every source once, as stored."""
 
     def __init__(self, rows: Sequence[int]) -> None:
         self.rows = tuple(rows)
+        self.num_rows: int | None = sum(rows)
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows each source gives."""
+        begins = list(accumulate(self.rows, initial=0))
+        return [min(max(0, rows - begin), size) for begin, size in zip(begins, self.rows, strict=False)]
 
     def __len__(self) -> int:
         return sum(self.rows)

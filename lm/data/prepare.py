@@ -17,7 +17,7 @@ from lm.data.cache import contents
 from lm.data.fingerprint import digest
 from lm.data.manifest import Manifest
 from lm.data.mix import Mix, SourceRows
-from lm.data.options import DataOptions, NumbersOptions
+from lm.data.options import DataOptions, FileSourceOptions, NumbersOptions
 from lm.data.order import SequentialOrder
 from lm.data.recall import ENDLESS, GeneratedRows
 from lm.data.recall_options import GeneratedOptions
@@ -173,7 +173,15 @@ def prepare_node(
 
 def _sources(options: DataOptions) -> list[Source]:
     texts = [source for source in options.sources if not isinstance(source, GeneratedOptions)]
-    return [find_source(source, f"data.sources.{index}", options.shard_bytes) for index, source in enumerate(texts)]
+    return [_source(options, source, f"data.sources.{index}") for index, source in enumerate(texts)]
+
+
+def _source(options: DataOptions, source: FileSourceOptions, key: str) -> Source:
+    if source.hub is None:
+        return find_source(source, key, options.shard_bytes)
+    from lm.data.hub import HubSource  # the Hub's libraries come with it
+
+    return HubSource(key, source, (), False, (), options.shard_bytes, options.cache_dir)
 
 
 def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:

@@ -35,7 +35,8 @@ PYTHON_STDLIB = "python-stdlib"
 _NOT_THE_STDLIB = {"site-packages", "dist-packages"}
 _TEXT_KINDS = (*TEXTS, ".jsonl", ".parquet", ".arrow")
 _SAMPLE_KINDS = tuple(RECORDS)
-_NOT_CONTENT = {"path", "weight", "max_epochs", "min_tokens", "longest"}
+NOT_CONTENT = {"path", "weight", "max_epochs", "min_tokens", "longest"}
+"""Options that decide how often documents are read, or where they lie, not what they say."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Source:
         """What decides the documents, as JSON: a cache made from equal values holds equal documents."""
         shards = {} if self.shard_bytes is None else {"shard_bytes": self.shard_bytes}
         return {"files": [[os.path.abspath(file.path), file.size, file.mtime_ns] for file in self.files]} | {
-            "read_as": self.options.model_dump(mode="json", exclude=_NOT_CONTENT),
+            "read_as": self.options.model_dump(mode="json", exclude=NOT_CONTENT | {"hub"}),
             **shards,
         }
 
@@ -139,6 +140,8 @@ def find_source(options: FileSourceOptions, key: str, shard_bytes: int | None = 
     Raises:
         UserError: nothing is there, or nothing of a supported kind.
     """
+    if options.hub is not None:
+        raise ValueError(f"{key} is a dataset of the Hub: ask lm.data.hub")
     kinds = _TEXT_KINDS if isinstance(options, SourceOptions) else _SAMPLE_KINDS
     path = Path(options.path).expanduser()
     named_by_user = options.path != PYTHON_STDLIB and path.is_file()

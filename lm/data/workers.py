@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -28,8 +29,8 @@ def run_jobs(
 ) -> Iterator[tuple[int, ResultT]]:
     """`function(job, report)` for each job, in the order in which they end; `report(*figures)` reaches `heard`.
 
-    With one process or one job that is this process. Otherwise `function` and its results are pickled, and each process
-    encodes on one thread.
+    With one process or one job that is this process. Otherwise each process encodes on one thread; they are forked
+    where that is possible, so that they start at once and load nothing, and elsewhere `function` is pickled.
 
     Raises:
         UserError: of a job; the others are ended.
@@ -38,13 +39,16 @@ def run_jobs(
         for job in jobs:
             yield job, function(job, lambda *figures, job=job: heard(job, figures))
         return
-    context = multiprocessing.get_context("spawn")  # whoever calls may have threads, which a fork would lose
+    forked = sys.platform == "linux"
+    context: Any = multiprocessing.get_context("fork" if forked else "spawn")
     waiting = list(reversed(jobs))
     workers: dict[Connection, Any] = {}
     try:
         for _ in range(min(processes, len(jobs))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, function), daemon=True)
+            # A fork holds copies of these, and would keep a sibling's pipe open when this process is gone.
+            inherited = [*workers, ours] if forked else []
+            process = context.Process(target=_work, args=(theirs, function, inherited), daemon=True)
             process.start()
             theirs.close()
             workers[ours] = process
@@ -85,8 +89,13 @@ def _hear(pipe: Connection, process: Any, heard: Heard) -> tuple[int, Any] | Non
     return job, value
 
 
-def _work(pipe: Connection, function: Callable[[int, Callable[..., None]], Any]) -> None:
+def _work(
+    pipe: Connection, function: Callable[[int, Callable[..., None]], Any], inherited: Sequence[Connection]
+) -> None:
+    for other in inherited:
+        other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     use_threads(1)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lm.verbs import backends, bench, evaluation, grafting, measure, models, runs, verify
+from lm.verbs import backends, bench, data, evaluation, grafting, measure, models, runs, verify
 from lm.verbs.verb import Verb
 
 __all__ = ["VERBS", "Verb"]
 
 VERBS: dict[str, Verb] = {
-    **{name: runs.VERBS[name] for name in ("train", "plan", "prepare")},
+    **{name: runs.VERBS[name] for name in ("train", "plan")},
+    **data.VERBS,
     **grafting.VERBS,
     **models.VERBS,
     **measure.VERBS,

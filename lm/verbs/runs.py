@@ -1,4 +1,4 @@
-"""Verbs around a run file: train, plan, prepare, schema. Torch and DeepSpeed are imported by those that need them."""
+"""Verbs around a run file: train, plan, schema. Torch and DeepSpeed are imported by those that need them."""
 
 from __future__ import annotations
 
@@ -68,20 +68,6 @@ def _plan(chosen: argparse.Namespace) -> None:
         print_plan(run, plan, memory, chosen.world_size)
 
 
-def _prepare(chosen: argparse.Namespace) -> None:
-    run = run_with_its_text(chosen)
-    from lm.data.prepare import prepare
-
-    prepared = prepare(run.data)
-    train, held_out, fitted = prepared.statistics, prepared.validation_statistics, prepared.fitted
-    if train is None:
-        print("nothing to prepare: rows are made as they are read")
-        return
-    print(f"{train.tokens:,} tokens to train on, {train.targets:,} of them to learn, {held_out.tokens:,} held out")
-    if fitted.cut or fitted.dropped:
-        print(f"samples longer than a row: {fitted.cut:,} prompts cut, {fitted.dropped:,} samples dropped")
-
-
 def _schema(chosen: argparse.Namespace) -> None:
     from lm.option_reference import reference
     from lm.run_file import json_schema
@@ -129,12 +115,6 @@ VERBS = {
         _plan_arguments,
         "Print what a run file costs, layer by layer, without training.",
         "braid plan configs/rat-swa-1.3b.yaml --world-size 16",
-    ),
-    "prepare": Verb(
-        _prepare,
-        config_arguments,
-        "Train the tokenizer and tokenize the sources ahead of a run.",
-        "braid prepare configs/quickstart.yaml",
     ),
     "schema": Verb(
         _schema,
