@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lm.data.order import Order
+from lm.data.read_ahead import ReadAhead
 from lm.data.rows import PADDING_DOCUMENT, Rows
 
 
@@ -52,10 +53,17 @@ class Batches:
         self.order = order
         self.sequence_length = sources[0].sequence_length
         first_documents = np.cumsum([0, *(source.num_documents for source in sources)])
+        self._read_ahead = ReadAhead(self._read)
         self._first_document = [int(first) for first in first_documents[:-1]]
 
     def rows(self, indices: Iterable[int]) -> Batch:
-        """The batch of these global row indices, a pure function of them and of the order."""
+        """The batch of these global row indices, a pure function of them and of the order.
+
+        Where calls follow each other regularly, the next one is read ahead. Its memory is pinned where there is a GPU.
+        """
+        return self._read_ahead(tuple(indices))
+
+    def _read(self, indices: Sequence[int]) -> Batch:
         places = [self.order.locate(index) for index in indices]
         tokens = np.empty((len(places), self.sequence_length), dtype=np.int64)
         targets = np.empty_like(tokens)
@@ -65,7 +73,8 @@ class Batches:
             pieces = self.sources[place.source].fill(place.row, tokens[number], targets[number])
             lengths += [piece.length for piece in pieces]
             document_ids += [self._document_id(place.source, piece.document) for piece in pieces]
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), lengths, document_ids)
+        both = (_pinned(torch.from_numpy(values)) for values in (tokens, targets))
+        return Batch(*both, lengths, document_ids)
 
     def documents(self, row: int) -> list[DocumentSpan]:
         """What a global row consists of, padding left out; reads no token."""
@@ -86,3 +95,7 @@ class Batches:
 
     def _document_id(self, source: int, document: int) -> int:
         return document if document == PADDING_DOCUMENT else self._first_document[source] + document
+
+
+def _pinned(values: torch.Tensor) -> torch.Tensor:
+    return values.pin_memory() if torch.cuda.is_available() else values

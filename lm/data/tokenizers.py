@@ -201,6 +201,10 @@ class HuggingFaceTokenizer:
         self.unk_id = self._special_id(config.get("unk_token"))
         self.fingerprint = content_digest(contents)
 
+    def __reduce__(self) -> tuple[type[HuggingFaceTokenizer], tuple[Path]]:
+        # The library's own pickling forgets that special tokens are text.
+        return HuggingFaceTokenizer, (self.folder,)
+
     def _special_id(self, token: str | dict[str, Any] | None) -> int | None:
         content = token["content"] if isinstance(token, dict) else token
         return None if content is None else self._tokenizer.token_to_id(content)

@@ -1,33 +1,31 @@
 """Preparing in many processes and on many nodes: nothing twice, nothing lost, the same tokens whoever made them."""
 
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lm.data.batches import Batches
 from lm.data.options import DataOptions
+from lm.data.order import ShuffledOrder
 from lm.data.prepare import prepare, prepare_node
+from lm.data.rows import JoinedRows, StreamRows
 from lm.data.sources import find_source
+from lm.data.store import TokenStore
 
-PROGRAM = """
-import sys
-from lm.data.options import DataOptions
-from lm.data.prepare import prepare
-if __name__ == "__main__":
-    prepare(DataOptions.model_validate_json(sys.argv[1]), lambda *said: print(*said, flush=True), processes=2)
-"""
+fork = multiprocessing.get_context("fork")
+SHARD_BYTES = 30_000
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.jsonl"
-    texts = (f"document {number}: " + f"the quick brown fox {number % 7} " * (number % 50) for number in range(4000))
+    texts = (f"document {number}: " + f"the quick brown fox {number % 7} " * (number % 50) for number in range(1000))
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
@@ -38,7 +36,7 @@ def options_for(corpus: Path, cache: str = "cache", **changes: Any) -> DataOptio
         "sources": [{"path": str(corpus)}],
         "sequence_length": 64,
         "validation": {"fraction": 0.1},
-        "shard_bytes": 100_000,
+        "shard_bytes": SHARD_BYTES,
         "cache_dir": corpus.parent / cache,
     }
     return DataOptions.model_validate(options | changes)
@@ -53,40 +51,35 @@ def finished(cache: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in cache.glob("tokens-*/shard-*/manifest.json")}
 
 
-@pytest.mark.launch
-def test_killed_twice_nothing_is_tokenized_twice_and_nothing_is_lost(corpus: Path, tmp_path: Path) -> None:
-    options, script, cache = options_for(corpus), tmp_path / "program.py", corpus.parent / "cache"
-    script.write_text(PROGRAM)
+def test_killed_twice_nothing_is_tokenized_twice_and_nothing_is_lost(corpus: Path) -> None:
+    options, cache = options_for(corpus), corpus.parent / "cache"
     before: dict[str, int] = {}
     for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, script, options.model_dump_json()],
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.getcwd()},
-        )
-        while len(finished(cache)) < len(before) + 2 and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = fork.Process(target=prepare, args=(options, None, 2))
+        process.start()
+        while len(finished(cache)) < len(before) + 2 and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
         time.sleep(0.5)  # the workers finish what they hold
         made = finished(cache)
         assert before.items() <= made.items(), "a finished shard was made again"
         before = made
-    total = len(find_source(options.sources[0], "", 100_000).shards)
+    total = len(find_source(options.sources[0], "", SHARD_BYTES).shards)
     assert 4 <= len(before) < total
     prepared = prepare(options, processes=2)
     assert before.items() <= finished(cache).items()
     undisturbed = prepare(options_for(corpus, "undisturbed"), processes=1)
     assert prepared.fingerprint == undisturbed.fingerprint
     assert prepared.manifests == undisturbed.manifests
-    assert prepared.manifests[0].documents + prepared.manifests[0].held_out == 4000
+    assert prepared.manifests[0].documents + prepared.manifests[0].held_out == 1000
     assert sum(prepared.manifests[0].lengths) == prepared.manifests[0].documents
     prepare(options, never)
 
 
 def test_nodes_make_disjoint_shards_and_any_of_them_puts_them_together(corpus: Path) -> None:
     options = options_for(corpus)
-    total = len(find_source(options.sources[0], "", 100_000).shards)
+    total = len(find_source(options.sources[0], "", SHARD_BYTES).shards)
     for node in (1, 2, 3):
         ((_, there, wanted),) = prepare_node(options, (node, 3), processes=1)
         assert wanted == total
@@ -123,7 +116,7 @@ def test_the_same_rows_come_from_one_shard_and_held_out_text_is_bounded_over_all
 def test_a_document_is_named_by_its_file_and_byte(corpus: Path) -> None:
     prepared = prepare(options_for(corpus, validation={"fraction": 0}), processes=1)
     content = corpus.read_bytes()
-    for row in (0, 7, 500):
+    for row in (0, 7, 100):
         for span in prepared.train.documents(row):
             path, byte = prepared.train.origin(span)
             assert path == str(corpus)
@@ -136,10 +129,10 @@ def test_exact_duplicates_are_dropped_wherever_they_stand(corpus: Path) -> None:
     once = prepare(options_for(corpus), processes=1)
     doubled = corpus.parent / "doubled.jsonl"
     lines = corpus.read_text().splitlines(keepends=True)
-    doubled.write_text("".join(lines) + "".join(lines[5:1500]) + lines[0])
+    doubled.write_text("".join(lines) + "".join(lines[5:400]) + lines[0])
     source = {"path": str(doubled), "drop_duplicates": True}
     dropped = prepare(options_for(corpus, sources=[source]), processes=1)
-    assert dropped.manifests[0].duplicates == 1496
+    assert dropped.manifests[0].duplicates == 396
     assert dropped.manifests[0].documents == once.manifests[0].documents
     assert dropped.validation is not None
     assert once.validation is not None
@@ -148,3 +141,25 @@ def test_exact_duplicates_are_dropped_wherever_they_stand(corpus: Path) -> None:
     tokens = [[token for part in rows.parts for token in part.store.tokens.tolist()] for rows in (first, other)]
     assert tokens[0] == tokens[1]
     prepare(options_for(corpus, sources=[source]), never)
+
+
+def test_a_billion_documents_cost_no_memory_and_no_time(tmp_path: Path) -> None:
+    shards, documents, length = 1000, 1_000_000, 1000
+    first = tmp_path / "first"
+    first.mkdir()
+    np.arange(0, (documents + 1) * length, length).tofile(first / "offsets")
+    for name, size in (("tokens", 4 * documents * length), ("document_bytes", 8 * documents), ("targets", 0)):
+        with (first / name).open("wb") as file:
+            file.truncate(size)  # sparse: four terabytes of tokens in all
+    before, begin = resident(), time.process_time()
+    rows = JoinedRows([StreamRows(TokenStore(first), 4096) for _ in range(shards)])
+    batches = Batches([rows], ShuffledOrder([len(rows)], [1], 7))
+    assert batches.rows(range(10**9, 10**9 + 8)).tokens.shape == (8, 4096)
+    assert rows.num_documents == 10**9
+    assert time.process_time() - begin < 1
+    assert resident() - before < 100_000_000
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

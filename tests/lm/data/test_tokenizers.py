@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,9 @@ def test_a_tokenizer_without_boundaries_is_refused(hugging_face_folder: Path, tm
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": null}')
     with pytest.raises(UserError, match="neither a bos nor an eos"):
         HuggingFaceTokenizer(tmp_path)
+
+
+def test_a_tokenizer_encodes_in_another_process_as_in_this_one(chatml_folder: Path) -> None:
+    text = "a <|im_end|> that is <s>text</s> \u2581 "
+    for tokenizer in (HuggingFaceTokenizer(chatml_folder), trained(), BytesTokenizer()):
+        assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == tokenizer.encode(text)
