@@ -73,8 +73,8 @@ class Batches:
             pieces = self.sources[place.source].fill(place.row, tokens[number], targets[number])
             lengths += [piece.length for piece in pieces]
             document_ids += [self._document_id(place.source, piece.document) for piece in pieces]
-        both = (_pinned(torch.from_numpy(values)) for values in (tokens, targets))
-        return Batch(*both, lengths, document_ids)
+        read, learned = _pinned(torch.from_numpy(tokens)), _pinned(torch.from_numpy(targets))
+        return Batch(read, learned, lengths, document_ids)
 
     def documents(self, row: int) -> list[DocumentSpan]:
         """What a global row consists of, padding left out; reads no token."""
