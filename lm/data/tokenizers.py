@@ -269,17 +269,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     raise UserError(f"'{folder / _KIND_FILE}' names an unknown tokenizer kind '{kind}'.")
 
 
-def policy(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a tokenizer is and does to a document, for the record: the ids that begin and end it among that."""
-    return {
-        "fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "document_begins_with": tokenizer.bos_id,
-        "document_ends_with": tokenizer.eos_id,
-        "unknown": tokenizer.unk_id,
-    }
-
-
 def _present(id: int) -> int | None:
     return None if id < 0 else id
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from lm.data.split import Split
 from lm.data.store import StoreWriter, TokenStore
 from lm.data.templates import template_of
 from lm.data.threads import cpu_cores
-from lm.data.tokenizers import Tokenizer, policy
+from lm.data.tokenizers import Tokenizer
 from lm.data.workers import run_jobs
 
 # Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
@@ -198,8 +199,21 @@ def _assemble(folder: Path, work: Tokenizing, numbers: Sequence[int]) -> None:
                     kept.append(document)
             writer.add_stored(kept)
     np.save(folder / _COUNTS, counts)
-    summed = {"shards": len(numbers), "tokenizer": policy(work.tokenizer)} | manifest_of(work.folder, numbers).to_json()
+    summed = {"shards": len(numbers), "tokenizer": _policy(work.tokenizer)} | manifest_of(
+        work.folder, numbers
+    ).to_json()
     (folder / "summary.json").write_text(json.dumps(summed, indent=1) + "\n")
+
+
+def _policy(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a tokenizer is and does to a document, for the record: the ids that begin and end it among that."""
+    return {
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "document_begins_with": tokenizer.bos_id,
+        "document_ends_with": tokenizer.eos_id,
+        "unknown": tokenizer.unk_id,
+    }
 
 
 def _warn(source: Source, manifest: Manifest) -> None:
