@@ -156,6 +156,17 @@ def kill_twice(options: DataOptions, processes: int, fingerprint: str) -> str:
     return f"killed with {kept[0]} and {kept[1]} of {total} shards done; all kept, {int(tokens):,} tokens, the same"
 
 
+def loader_speed(options: DataOptions, steps: int = 2000) -> float:
+    """Tokens per second that batches are made at, in shuffled order, by whoever does nothing else."""
+    from lm.data.prepare import prepare
+
+    train = prepare(options).train
+    begin = time.perf_counter()
+    for step in range(steps):
+        train.rows(range(4 * step, 4 * step + 4))
+    return 4 * steps * train.sequence_length / (time.perf_counter() - begin)
+
+
 def measure(corpus: Path, kind: str, tokenizer: Path, processes: int, size: int, kills: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = options_for(corpus, kind, tokenizer, Path(folder) / "ours", processes)
@@ -167,6 +178,7 @@ def measure(corpus: Path, kind: str, tokenizer: Path, processes: int, size: int,
         print(f"{kind}: {size / 1e6:.1f} MB, {count:,} tokens, {processes} processes")
         for name, taken in (("braid prepare", own), ("datasets.map", other), ("load and map", load + other)):
             print(f"  {name:14} {taken:6.2f} s {count / taken:12,.0f} tokens/s   ratio {taken / own:.2f}")
+        print(f"  batches of 4 rows of 1,024 tokens: {loader_speed(ours):,.0f} tokens/s in one process")
         if kills:
             shutil.rmtree(ours.cache_dir)
             print(f"  {kill_twice(ours, processes, fingerprint)}")

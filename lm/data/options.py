@@ -269,6 +269,12 @@ class DataOptions(Options):
         description="Bytes on disk, about, that are tokenized as one piece: what a kill loses at most, and what nodes "
         "share out. Left out: 4 MB to 1 GB, by the size of the source.",
     )
+    shards: int | None = Field(
+        default=None,
+        ge=1,
+        description="Train on the first so many shards of each source: a run may begin on those while `braid prepare` "
+        "without this key makes the others. Left out: all.",
+    )
     cache_dir: Path = Field(
         default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."
     )

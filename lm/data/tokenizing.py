@@ -71,9 +71,10 @@ def tokenized(
         UserError: naming the key, whatever of the source, the split or the cache cannot work.
     """
     work = _work(options, source, tokenizer, report, processes)
-    numbers = range(len(source.shards))
+    numbers = range(len(source.shards))[: options.shards]
     made = _make(work, numbers, report, processes)
-    assembled = cached_folder(work.folder, "assembled", partial(_assemble, work=work, numbers=numbers))
+    name = "assembled" if len(numbers) == len(source.shards) else f"assembled-{len(numbers)}"
+    assembled = cached_folder(work.folder, name, partial(_assemble, work=work, numbers=numbers))
     manifest = manifest_of(work.folder, numbers)
     if not manifest.documents + manifest.held_out + manifest.dropped:
         raise source.nothing(manifest.examples[0] if manifest.examples else None)
@@ -103,7 +104,7 @@ def make_shards(
     """
     work = _work(options, source, tokenizer, report, processes)
     number, nodes = node
-    total = len(source.shards)
+    total = len(range(len(source.shards))[: options.shards])
     _make(work, range(number - 1, total, nodes), report, processes)
     return sum(damage(work.folder / shard_name(shard)) is None for shard in range(total)), total
 

@@ -92,6 +92,18 @@ def test_nodes_make_disjoint_shards_and_any_of_them_puts_them_together(corpus: P
     assert summary["unknown_rate"] == 0
 
 
+def test_a_run_begins_on_the_first_shards_while_others_are_made(corpus: Path) -> None:
+    first = prepare(options_for(corpus, shards=3), processes=1)
+    made = finished(corpus.parent / "cache")
+    assert sorted(made) == ["shard-00000", "shard-00001", "shard-00002"]
+    whole = prepare(options_for(corpus), processes=1)
+    assert made.items() <= finished(corpus.parent / "cache").items()
+    again = prepare(options_for(corpus, shards=3), never)
+    assert again.fingerprint == first.fingerprint != whole.fingerprint
+    assert np.array_equal(again.train.rows([5]).tokens, first.train.rows([5]).tokens)
+    assert first.manifests[0].documents < whole.manifests[0].documents
+
+
 def test_the_same_rows_come_from_one_shard_and_held_out_text_is_bounded_over_all(corpus: Path) -> None:
     many = prepare(options_for(corpus, validation={"fraction": 0.1, "max_bytes": 3000}), processes=1)
     one = prepare(
