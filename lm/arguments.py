@@ -46,6 +46,18 @@ def not_negative(text: str) -> int:
     return value
 
 
+def steps(text: str) -> tuple[int, ...]:
+    """`10-12,20` -> 10, 11, 12, 20: steps counted from 1."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        begin, end = int(first), int(last or first)
+        if not 1 <= begin <= end:
+            raise argparse.ArgumentTypeError(f"{part} is no step, nor steps in rising order such as 10-12")
+        found += range(begin, end + 1)
+    return tuple(found)
+
+
 def overrides_of(words: Sequence[str], verb: str, usage: str) -> list[str]:
     """The `key=value` words of a verb that takes a run file, in order.
 

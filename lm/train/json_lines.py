@@ -103,7 +103,7 @@ class JsonLines:
         size = 0
         lines = path.read_bytes().splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
-            record = cls._parsed(line)
+            record = cls.parsed(line)
             if record is None and number == len(lines):
                 break
             if record is None:
@@ -115,7 +115,8 @@ class JsonLines:
         return records, size
 
     @classmethod
-    def _parsed(cls, line: bytes) -> dict[str, Any] | None:
+    def parsed(cls, line: bytes) -> dict[str, Any] | None:
+        """The record of a line with its end; None where it is none, or only half of one."""
         try:
             record = json.loads(line)
         except ValueError:

@@ -26,7 +26,7 @@ from lm.train.guard import Decision, SkippedSteps
 from lm.train.held_out import HeldOut
 from lm.train.hook import Hook
 from lm.train.interrupt import Interruptible, Stopped, StopRequest
-from lm.train.log import RunLog, require_wandb_login
+from lm.train.log import RunLog, require_sinks
 from lm.train.manifest import checkpoints
 from lm.train.memory import peak_memory
 from lm.train.observe.observation import Observation
@@ -72,8 +72,7 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
         [run.data.sequence_length] * min(rows, run.train.micro_batch_size),
         DTYPES[run.train.precision],
     )
-    if run.log.wandb == "online":
-        world.on_rank_zero(require_wandb_login)
+    world.on_rank_zero(lambda: require_sinks(run.log.wandb, run.log.tensorboard))
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
         if hook is not None:
@@ -205,7 +204,7 @@ class Training:
         return found or {}
 
     def _log(self) -> RunLog:
-        settings = self.run.log.model_dump(include={"wandb", "project", "name"})
+        settings = self.run.log.model_dump(include={"wandb", "tensorboard", "project", "name"})
         config = self.run.model_dump(mode="json")
         return RunLog(self.folder.root, rank=self.world.rank, step=self.counters.step, config=config, **settings)
 

@@ -91,6 +91,9 @@ class LogOptions(Options):
     wandb: Literal["disabled", "offline", "online"] = Field(
         default="offline", description="Weights & Biases: off, into the run's folder, or sent (needs a login)."
     )
+    tensorboard: bool = Field(
+        default=False, description="TensorBoard's files, into the run's folder; needs the package tensorboard."
+    )
     project: str = Field(default="braid", min_length=1, description="Project of the Weights & Biases run.")
     name: str | None = Field(default=None, description="Name of the run; null takes that of the output folder.")
     every: int = Field(default=1, ge=1, description="Steps between the printed lines when not on a terminal.")

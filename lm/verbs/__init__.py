@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm.verbs import backends, bench, data, evaluation, grafting, measure, models, runs, verify
+from lm.verbs import backends, bench, data, evaluation, grafting, measure, models, runs, verify, watching
 from lm.verbs.verb import Verb
 
 __all__ = ["VERBS", "Verb"]
@@ -10,6 +10,7 @@ __all__ = ["VERBS", "Verb"]
 VERBS: dict[str, Verb] = {
     **{name: runs.VERBS[name] for name in ("train", "plan")},
     **data.VERBS,
+    **watching.VERBS,
     **grafting.VERBS,
     **models.VERBS,
     **measure.VERBS,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.arguments import positive
+from lm.arguments import positive, steps
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 def _train(chosen: argparse.Namespace) -> None:
+    if chosen.profile is not None:
+        chosen.overrides = [*chosen.overrides, f"train.profile={list(chosen.profile)}"]
     start(run_with_its_text(chosen))
 
 
@@ -89,6 +91,9 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
+    parser.add_argument(
+        "--profile", type=steps, metavar="STEPS", help="write profiler traces of these steps, for example 10-12,100"
+    )
     # Launchers add this one; ranks read the environment instead.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 

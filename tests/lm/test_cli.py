@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,15 @@ def test_a_plan_for_programs_agrees_with_the_one_for_people(capsys: pytest.Captu
 def test_overrides_stand_before_or_behind_options(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *words]) == 0
     assert [layer["mixer"] for layer in json.loads(capsys.readouterr().out)["layers"]] == ["rat", "local"]
+
+
+def test_profiled_steps_are_an_override_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+    monkeypatch.setattr("lm.verbs.runs.start", runs.append)
+    assert main(["train", CONFIG, "--profile", "10-12,20", "train.steps=30"]) == 0
+    assert (runs[0].train.profile, runs[0].train.steps) == ((10, 11, 12, 20), 30)
+    with pytest.raises(SystemExit):
+        main(["train", CONFIG, "--profile", "12-10"])
 
 
 @pytest.mark.parametrize(

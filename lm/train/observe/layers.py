@@ -43,7 +43,8 @@ class LayerStatistics:
         activation_rms   root mean square of the layer's output, all tokens
         gradient_rms     of the gradient at that output, of the loss summed over tokens in nats
 
-    and `position_loss/P` is the mean loss of targets at positions P to 2P - 1 of their document, counted from 1.
+    and `position_loss/P`, for P of 0 and the powers of 2, is the mean loss of targets at positions P to 2P - 1 of their
+    document, counted from 0.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module], queries: int) -> None:
@@ -89,7 +90,7 @@ class LayerStatistics:
         if self._positions is not None:
             for octave, (total, count) in enumerate(self._positions.t().tolist()):
                 if count:
-                    found[f"position_loss/{2**octave}"] = Mean(total, count)
+                    found[f"position_loss/{2**octave // 2}"] = Mean(total, count)
         return found
 
     @property
@@ -126,7 +127,7 @@ class LayerStatistics:
     @torch.no_grad()
     def _add_positions(self, documents: Documents, targets: Tensor, token_nll: Tensor) -> None:
         counted = targets >= 0
-        octave = torch.log2(documents.position.double() + 1).long()
+        octave = torch.frexp(documents.position.double()).exponent.long()  # 0, 1, 2 to 3, 4 to 7, ...
         sums = torch.zeros(2, 64, dtype=torch.float64, device=targets.device)
         sums[0].index_add_(0, octave, token_nll.double() * counted)
         sums[1].index_add_(0, octave, counted.double())

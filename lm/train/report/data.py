@@ -14,6 +14,7 @@ from lm.train.before_after import BeforeAfter
 from lm.train.evaluation import Evaluation
 from lm.train.json_lines import plain
 from lm.train.log import METRICS_FILE, read_metrics
+from lm.train.log import RUN_FILE as RUN_FILE
 from lm.train.sample import Sample, SamplingSettings
 
 EVALUATION_FILE = "evaluation.json"
@@ -22,7 +23,6 @@ SAMPLE_FILE = "sample.json"
 EXTENSION_FILE = "extension.json"
 BEFORE_FILE = "before.json"
 ENVIRONMENT_FILE = "environment.json"
-RUN_FILE = "run.yaml"
 
 T = TypeVar("T")
 

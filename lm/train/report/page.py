@@ -11,6 +11,7 @@ from lm.train.format import byte_size, duration, short_number
 from lm.train.report.charts import COLOURS, Bar, Point, Series, bar_chart, line_chart
 from lm.train.report.data import ReportData
 from lm.train.report.extension import extension_section
+from lm.train.report.layers import layers_section
 from lm.train.report.markup import definitions, table, text
 from lm.train.report.scale import Axis
 from lm.train.report.style import STYLE
@@ -18,6 +19,11 @@ from lm.train.sample import Sample
 
 STEP = Axis("step")
 SMOOTHING_SHARE = 0.04
+FLOPS_NOTE = (
+    "FLOPs are those of the matrix products: linear layers, and the pairs of query and key that each mixer scores. A "
+    "causal pair counts once, so that full attention has half of its square, and documents that end within a row have "
+    "fewer. Backward counts twice the forward. What is recomputed to save memory is counted neither here nor in MFU."
+)
 PLAN_COLUMNS = ("layer", "mixer", "sees", "heads", "parameters", "FLOPs/token", "cache/token", "cache", "reach")
 
 
@@ -28,6 +34,7 @@ def render(data: ReportData) -> str:
         extension_section(data.before_after),
         _held_out(data.evaluation, data.before),
         _training(data),
+        layers_section(data),
         _tasks(data),
         _plan(data.plan),
         _sample(data.sample),
@@ -157,24 +164,36 @@ def _training(data: ReportData) -> str:
     ]
     charts = [
         line_chart("Loss", curves, STEP, Axis("nats per token")),
-        line_chart("Learning rate", [Series("", data.series("learning_rate"))], STEP, Axis("", from_zero=True)),
-        line_chart(
-            "Gradient norm before clipping",
-            [Series("", data.series("grad_norm"), colour=3)],
-            STEP,
-            Axis("logarithmic", log=10),
-        ),
-        line_chart(
-            "Speed",
-            [Series("", data.series("tokens_per_second"), colour=2)],
-            STEP,
-            Axis("tokens per second", from_zero=True),
-        ),
+        line_chart("Learning rate", [_line(data, "learning_rate", 0)], STEP, Axis("", from_zero=True)),
+        line_chart("Gradient norm before clipping", [_line(data, "grad_norm", 3)], STEP, Axis("logarithmic", log=10)),
+        line_chart("Speed", [_line(data, "tokens_per_second", 2)], STEP, Axis("tokens per second", from_zero=True)),
+        *_efficiency(data),
     ]
     if accuracy := data.series("validation_accuracy"):
         held_out = [Series("", accuracy, "dots", colour=1)]
         charts.insert(1, line_chart("Held-out accuracy", held_out, STEP, Axis("share of targets", from_zero=True)))
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
+
+
+def _line(data: ReportData, key: str, colour: int) -> Series:
+    return Series("", data.series(key), colour=colour)
+
+
+def _efficiency(data: ReportData) -> list[str]:
+    """How well the device is used, and what a step waits for."""
+    charts = []
+    if share := data.series("mfu"):
+        axis = Axis("share of the peak", from_zero=True)
+        charts.append(line_chart("Model FLOPs utilisation", [Series("", share, colour=2)], STEP, axis))
+    waits: list[Point] = [
+        (record["step"], record["data_seconds"] / record["step_seconds"])
+        for record in data.metrics
+        if record.get("data_seconds") is not None and record.get("step_seconds")
+    ]
+    if waits:
+        axis = Axis("share of the step", from_zero=True)
+        charts.append(line_chart("Waiting for data", [Series("", waits, colour=1)], STEP, axis))
+    return charts
 
 
 def _tasks(data: ReportData) -> str:
@@ -213,7 +232,8 @@ def _plan(plan: Plan | None) -> str:
     )
     layers = table(PLAN_COLUMNS, rows, words=frozenset({"mixer", "sees"}))
     title = f"The model at {plan.sequence_length:,} tokens"
-    return f'<section><h2>{text(title)}</h2><div class="panel">{layers}{totals}</div></section>'
+    note = f'<p class="soft">{text(FLOPS_NOTE)}</p>'
+    return f'<section><h2>{text(title)}</h2><div class="panel">{layers}{totals}{note}</div></section>'
 
 
 def _base_cache(plan: Plan) -> list[tuple[str, str]]:

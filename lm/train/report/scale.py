@@ -28,6 +28,12 @@ class Axis:
         """Whether the value has a place on this axis: finite (below 1e90), and above 0 on a logarithmic one."""
         return value is not None and abs(value) < LARGEST and (self.log is None or value > SMALLEST)
 
+    def share(self, value: float, low: float, high: float) -> float:
+        """Where a value that it shows lies from `low` (0) to `high` (1); 0 where these are one."""
+        if self.log is not None:
+            value, low, high = (math.log(number) for number in (value, low, high))
+        return (value - low) / (high - low) if high > low else 0.0
+
 
 @dataclass(frozen=True)
 class Scale:

@@ -1,6 +1,9 @@
 """The report's style sheet: one column on a phone, two on a desk, light or dark as the reader's system says."""
 
-STYLE = """
+from lm.train.report.ramp import gradient
+
+STYLE = (
+    """
 :root {
   color-scheme: light dark;
   --page: #f7f8fa; --card: #ffffff; --ink: #1c2430; --soft: #5d6878; --rule: #dfe3e9; --code: #f2f4f7;
@@ -56,6 +59,13 @@ svg.heat .none text { fill: var(--soft); }
 svg.heat .high text { fill: var(--card); }
 .ramp { width: 64px; height: 12px; align-self: center; border-radius: 2px; border: 1px solid var(--rule);
   background: linear-gradient(to right, transparent, var(--c0)); }
+svg.map path { stroke: none; shape-rendering: crispEdges; }
+svg.map .last { font-size: 12px; font-variant-numeric: tabular-nums; }
+svg.map .tick { font-size: 12px; }
+svg.map + p { font-size: 13px; margin: 10px 0 0; }
+.viridis { width: 72px; height: 12px; align-self: center; border-radius: 2px; background: """
+    + gradient()
+    + """; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
@@ -76,3 +86,4 @@ summary { cursor: pointer; font-weight: 600; }
 details pre { margin-top: 10px; }
 footer { margin-top: 36px; color: var(--soft); font-size: 13px; }
 """
+)

@@ -61,7 +61,7 @@ def pairs_of_all_layers(length: int) -> int:
 def test_the_mfu_that_a_run_prints_is_the_one_computed_by_hand(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lm.train.loop.device_peak", lambda device, dtype: Peak(3e9, "a device of 3 GFLOP/s"))
+    monkeypatch.setattr("lm.train.peak.device_peak", lambda device, dtype: Peak(3e9, "a device of 3 GFLOP/s"))
     run = make_run("train.steps=3")
     hidden, head_dim, vocab = 16, 4, run.model.vocab_size
     intermediate = run.model.intermediate_size

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.errors import UserError
-from lm.train.log import METRICS_FILE, MetricsFile, RunLog, read_metrics, require_wandb_login
+from lm.train.log import METRICS_FILE, MetricsFile, RunLog, read_metrics
+from lm.train.wandb_run import require_wandb_login
 
 
 def records(count: int, start: int = 1) -> list[dict[str, object]]:

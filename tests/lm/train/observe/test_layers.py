@@ -116,9 +116,9 @@ def test_loss_by_position_is_over_all_forwards(forwards: int) -> None:
     found = looked_at(model, forwards=forwards)
     tokens, documents, targets = batch()
     nll = model(tokens, documents, targets).token_nll
-    for low in (1, 2, 4, 8, 16):
-        place = documents.position + 1
-        chosen = (place >= low) & (place < 2 * low) & (targets != -100)
+    for low in (0, 1, 2, 4, 8, 16):
+        place = documents.position
+        chosen = (place >= low) & (place < max(1, 2 * low)) & (targets != -100)
         assert found[f"position_loss/{low}"] == pytest.approx(nll[chosen].mean().item(), rel=1e-4)
     assert "position_loss/32" not in found
 

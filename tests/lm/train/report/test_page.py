@@ -107,7 +107,7 @@ def test_the_page_shows_every_figure_of_the_run(output: Path) -> None:
     figures += ["def foo(x):\n    return x < 1 & 2", "Temperature 0.7", "seed 5", "2.99", "steps: 30"]
     for figure in figures:
         assert figure in page.text, figure
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 8
 
 
 def test_the_page_needs_nothing_but_itself(output: Path) -> None:
