@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int ROWS = 64, KEYS = 64;  // queries and keys of a tile
+constexpr int ROWS = 64, KEYS = 128;  // queries and keys of a tile
 constexpr int MAX_DIM = 256;
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
