@@ -104,7 +104,7 @@ def make_plan(options: ModelOptions, sequence_length: int, dtype: torch.dtype = 
     with torch.device("meta"), _NoInitialisers():
         model = LanguageModel(options)
     layers = _layer_plans(model, options, sequence_length, dtype)
-    head = options.vocab_size * options.hidden_size
+    head = options.embedding_rows * options.hidden_size
     return Plan(
         sequence_length=sequence_length,
         layers=layers,
@@ -112,7 +112,7 @@ def make_plan(options: ModelOptions, sequence_length: int, dtype: torch.dtype = 
         embedding_parameters=head * (1 if options.tie_word_embeddings else 2),
         flops_per_token=sum(layer.flops_per_token for layer in layers) + 2 * head,
         activation_bytes_per_token=_activations_per_token(model, options) * dtype.itemsize,
-        vocab_size=options.vocab_size,
+        vocab_size=options.embedding_rows,
     )
 
 

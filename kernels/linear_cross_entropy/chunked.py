@@ -10,7 +10,10 @@ from torch.autograd.function import once_differentiable
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """apply(hidden, weight, targets, z_loss, chunk_size, with_gradients) -> (loss, token_nll, correct)."""
+    """apply(hidden, weight, targets, z_loss, chunk_size, with_gradients, classes) -> (loss, token_nll, correct).
+
+    Only the first `classes` rows of the weight count.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -21,6 +24,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
         chunk_size: int,
         with_gradients: bool,
+        classes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         token_nll = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
@@ -34,6 +38,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for first in range(0, len(targets), chunk_size):
             rows = slice(first, first + chunk_size)
             logits = _logits(hidden[rows], weight, buffer)
+            logits[:, classes:] = -torch.inf
             target = targets[rows, None]
             greatest, place = logits.max(dim=1)
             wanted = logits.gather(1, target)[:, 0]
@@ -59,7 +64,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 def reference_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float, num_classes: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, token_nll, correct) as `linear_cross_entropy` returns them; needs memory for N x V logits."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = hidden.to(wide) @ weight.to(wide).t()
+    if num_classes is not None:
+        logits = logits[:, :num_classes]
     lse = logits.logsumexp(dim=1)
     counted = targets != ignore_index
     nll = lse - logits.gather(1, torch.where(counted, targets, 0)[:, None])[:, 0]

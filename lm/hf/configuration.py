@@ -9,6 +9,9 @@ from transformers import PreTrainedConfig
 
 from lm.model.options import ModelOptions
 
+# Options that say how a model is trained, and nothing of what is exported.
+_OF_TRAINING = ("pad_vocab_to_multiple_of",)
+
 
 @strict
 class BraidConfig(PreTrainedConfig):
@@ -49,9 +52,11 @@ class BraidConfig(PreTrainedConfig):
 
     def to_options(self) -> ModelOptions:
         """The model these fields describe. Raises ValueError where they cannot work together."""
-        return ModelOptions(**{name: getattr(self, name) for name in ModelOptions.model_fields})
+        names = (name for name in ModelOptions.model_fields if name not in _OF_TRAINING)
+        return ModelOptions(**{name: getattr(self, name) for name in names})
 
     @classmethod
     def from_options(cls, options: ModelOptions, **token_ids: Any) -> BraidConfig:
         """The configuration of a model with these options; the options must be resolved (no vocab_size of none)."""
-        return cls(**options.model_dump(mode="json"), **token_ids)
+        values = {name: value for name, value in options.model_dump(mode="json").items() if name not in _OF_TRAINING}
+        return cls(**values, **token_ids)

@@ -98,7 +98,9 @@ def export_model(
 
 
 def in_memory(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> BraidForCausalLM:
-    """The model that `export_model` writes; it shares the memory of the weights."""
+    """The model that `export_model` writes; it shares the memory of the weights, of which padding is left out."""
+    own_rows = ("embed_tokens.weight", "lm_head.weight")
+    kept = {name: value[: options.vocab_size] if name.endswith(own_rows) else value for name, value in weights.items()}
     config = BraidConfig.from_options(
         options,
         bos_token_id=tokenizer.bos_id,
@@ -108,7 +110,7 @@ def in_memory(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: T
     )
     with torch.device("meta"), no_init_weights():
         model = BraidForCausalLM(config)
-    missing, unexpected = model.load_state_dict(dict(weights), strict=False, assign=True)
+    missing, unexpected = model.load_state_dict(kept, strict=False, assign=True)
     model.tie_weights()
     if unexpected or any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"the weights do not fit the model: missing {missing}, unexpected {unexpected}")

@@ -27,7 +27,7 @@ class DecoderLayers(nn.Module):
         """Adds the modules; called once, at the end of the constructor."""
         assert options.vocab_size is not None, "vocab_size is taken from the tokenizer before a model is built"
         assert options.intermediate_size is not None
-        self.embed_tokens = nn.Embedding(options.vocab_size, options.hidden_size)
+        self.embed_tokens = nn.Embedding(options.embedding_rows, options.hidden_size)
         self.layers = nn.ModuleList(
             Block(
                 build_mixer(options.mixers[name], options.dimensions),
@@ -101,16 +101,21 @@ class Decoder(DecoderLayers):
 
 
 class Head(nn.Module):
-    """Output projection to the vocabulary, and the loss that never holds all its logits."""
+    """Output projection to the vocabulary, and the loss that never holds all its logits.
 
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+    Rows of the weight beyond the vocabulary are padding, for speed: nothing is predicted by them.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, rows: int | None = None) -> None:
         super().__init__()
-        self.weight: nn.Parameter = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.padding = 0 if rows is None else rows - vocab_size
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(rows or vocab_size, hidden_size))
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, z_loss: float = 0.0) -> Tensor | CrossEntropy:
+        vocab_size = self.weight.shape[0] - self.padding
         if targets is None:
-            return nn.functional.linear(hidden, self.weight)
-        return linear_cross_entropy(hidden, self.weight, targets, z_loss=z_loss)
+            return nn.functional.linear(hidden, self.weight)[..., :vocab_size]
+        return linear_cross_entropy(hidden, self.weight, targets, z_loss=z_loss, num_classes=vocab_size)
 
 
 class LanguageModel(nn.Module):
@@ -121,7 +126,7 @@ class LanguageModel(nn.Module):
         assert options.vocab_size is not None
         self.options = options
         self.model = Decoder(options)
-        self.lm_head = Head(options.hidden_size, options.vocab_size)
+        self.lm_head = Head(options.hidden_size, options.vocab_size, options.embedding_rows)
         if options.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
         if not self.lm_head.weight.is_meta:

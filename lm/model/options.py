@@ -22,6 +22,12 @@ class ModelOptions(Options):
     """A pre-norm RMSNorm decoder. Names are Hugging Face's; fields left at none are derived and written back."""
 
     vocab_size: int | None = Field(None, ge=2, description="Rows of the embedding; none takes the tokenizer's size.")
+    pad_vocab_to_multiple_of: int = Field(
+        1,
+        ge=1,
+        description="Round the rows of the embedding up to a multiple, such as 128 for fast GPU kernels. They predict "
+        "nothing, and are left out of an export.",
+    )
     hidden_size: int = Field(ge=1, description="Width of the residual stream.")
     num_attention_heads: int = Field(ge=1, description="Query heads of every mixer.")
     num_key_value_heads: int | None = Field(None, ge=1, description="Key/value heads; none: one per query head.")
@@ -94,6 +100,12 @@ class ModelOptions(Options):
             rope_theta=self.rope_theta,
             rms_norm_eps=self.rms_norm_eps,
         )
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding, padding included; vocab_size must be known."""
+        assert self.vocab_size is not None
+        return -(-self.vocab_size // self.pad_vocab_to_multiple_of) * self.pad_vocab_to_multiple_of
 
     @property
     def layer_names(self) -> list[str]:

@@ -170,3 +170,24 @@ def test_rejects_shapes_that_do_not_fit() -> None:
         linear_cross_entropy(hidden.float(), weight, targets)
     with pytest.raises(ValueError, match="chunk_size"):
         linear_cross_entropy(hidden, weight, targets, chunk_size=0)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_rows_of_padding_predict_nothing_and_learn_nothing(z_loss: float) -> None:
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(16, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(11, (9,))
+    padded = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, chunk_size=4, num_classes=11)
+    truth = reference_cross_entropy(hidden, weight, targets, -100, z_loss, 11)
+    short = linear_cross_entropy(hidden, weight[:11], targets, z_loss=z_loss)
+    for mine, reference, cut in zip(padded, truth, short, strict=True):
+        torch.testing.assert_close(mine, reference)
+        torch.testing.assert_close(mine, cut)
+    for mine, reference in zip(
+        torch.autograd.grad(padded.loss, (hidden, weight)), torch.autograd.grad(truth[0], (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(mine, reference)
+    with pytest.raises(ValueError, match="neither in"):
+        linear_cross_entropy(hidden, weight, torch.full((9,), 11), num_classes=11)
+    with pytest.raises(ValueError, match="num_classes"):
+        linear_cross_entropy(hidden, weight, targets, num_classes=17)

@@ -52,9 +52,10 @@ def logits(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
         return model(tokens[0], Documents.from_lengths([tokens.shape[1]]))[None]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_installed_classes_load_what_was_trained(tmp_path: Path, tied: bool) -> None:
-    model = four_mixers(tie_word_embeddings=tied)
+@pytest.mark.parametrize(("tied", "multiple"), [(True, 1), (False, 1), (True, 128), (False, 128)])
+def test_the_installed_classes_load_what_was_trained(tmp_path: Path, tied: bool, multiple: int) -> None:
+    model = four_mixers(tie_word_embeddings=tied, pad_vocab_to_multiple_of=multiple)
+    assert model.lm_head.weight.shape[0] == (260 if multiple == 1 else 384)
     export(model, tmp_path / "model")
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert type(loaded) is BraidForCausalLM
