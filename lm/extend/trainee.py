@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ from lm.extend.adapters import add_adapters, learning_rate_factors
 from lm.extend.model import extended, fingerprint
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.extend.plan import plan_extension
+from lm.extend.stand_in import stand_in
+from lm.hf import BraidConfig
 from lm.hf.loading import forget_gguf
+from lm.model.mixers import Mixer
 from lm.plan import Plan
 from lm.train.checkpoint import Counters
 from lm.train.model_file import save_weights
@@ -79,10 +83,17 @@ class Extension:
         result = extended(model, self.group_size)
         if self.lora is None:
             model.requires_grad_(True)
-            return Built(result)
+            return Built(result, mixers=self.mixers)
         add_adapters(model, self.lora)
         factors = learning_rate_factors(result, self.lora.learning_rates, self.lr)
-        return Built(result, factors, fingerprint(result))
+        return Built(result, factors, fingerprint(result), self.mixers)
+
+    @property
+    def mixers(self) -> list[Mixer[Any]]:
+        """What stands for the attention of the base's layers, to count what it scores; Braid's own layers need none."""
+        if isinstance(self.config, BraidConfig):
+            return []
+        return [stand_in(self.config, self.group_size)] * self.config.num_hidden_layers
 
     def save(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: Tokenizer, counters: Counters) -> None:
         """What was trained, without what stands in the base: `braid export` joins the two."""

@@ -15,14 +15,13 @@ from lm.plan import BACKWARD_TO_FORWARD, Plan
 class StepFlops:
     """Counts the forward and backward FLOPs of a step's micro-batches on one rank."""
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        """`plan`: of `model`, whose rows count as one document each."""
+    def __init__(self, model: nn.Module, plan: Plan, mixers: Sequence[Mixer[Any]] = ()) -> None:
+        """`plan`: of `model`, whose rows count as one document each. `mixers`: see `lm.train.trainee.Built`."""
         self._plan = plan
         self._kinds: dict[str, tuple[Mixer[Any], int]] = {}  # layers of the same options score the same pairs
-        for mixer in model.modules():
-            if isinstance(mixer, Mixer):
-                key = f"{type(mixer).__name__} {mixer.options!r} {mixer.dimensions!r}"
-                self._kinds[key] = (mixer, self._kinds.get(key, (mixer, 0))[1] + 1)
+        for mixer in mixers or (module for module in model.modules() if isinstance(module, Mixer)):
+            key = f"{type(mixer).__name__} {mixer.options!r} {mixer.dimensions!r}"
+            self._kinds[key] = (mixer, self._kinds.get(key, (mixer, 0))[1] + 1)
         self._row = self._attention([plan.sequence_length])
 
     def __call__(self, lengths: Sequence[Sequence[int]]) -> float:

@@ -118,7 +118,7 @@ class Training:
             built = run.trainee.build()
             self.engine = self._engine(built)
         self.counters = Counters(data=prepared.fingerprint, data_parts=prepared.parts, frozen=built.fingerprint)
-        self.step_flops = StepFlops(self.engine.model, self.plan)
+        self.step_flops = StepFlops(self.engine.model, self.plan, built.mixers)
         self.observation = Observation(
             run.observe, run.train, self.engine.model, len(self.plan.layers), world, folder.root
         )

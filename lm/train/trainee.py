@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lm.data.tokenizers import Tokenizer
 from lm.model.decoder import LanguageModel
+from lm.model.mixers import Mixer
 from lm.model.options import ModelOptions
 from lm.plan import Plan, make_plan
 from lm.train.checkpoint import Counters
@@ -23,11 +24,13 @@ class Built:
 
     lr_factors: learning rates over the run's, by name of parameter, where they differ from 1.
     fingerprint: names the weights that are not trained, which no checkpoint holds.
+    mixers: one for each layer, of the same heads and reach, where the model's own layers are not Braid's.
     """
 
     model: nn.Module
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""
+    mixers: Sequence[Mixer[Any]] = ()
 
 
 class Trainee(Protocol):

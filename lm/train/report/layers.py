@@ -115,7 +115,7 @@ def value_map(title: str, grid: Grid, log: bool, note: str) -> str:
 
 
 def _row_height(rows: int) -> float:
-    return min(HIGHEST, max(LOWEST, HEIGHT / rows))
+    return float(int(min(HIGHEST, max(LOWEST, HEIGHT / rows))))  # whole, so that all gaps are drawn alike
 
 
 def _said(value: float) -> str:
@@ -161,7 +161,7 @@ def _position_map(data: ReportData, names: Sequence[str]) -> str:
     if not starts:
         return ""
     keys = [f"position_loss/{start}" for start in starts]
-    rows = ["first token" if not start else f"{start:,} to {2 * start - 1:,}" for start in starts]
+    rows = [{0: "first token", 1: "second"}.get(start, f"{start:,} to {2 * start - 1:,}") for start in starts]
     note = "Training loss of targets by their position in a document; it falls downwards where context is used."
     return value_map("Loss by position, nats per token", grid_of(data.metrics, keys, rows), log=True, note=note)
 

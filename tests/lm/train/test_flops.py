@@ -8,7 +8,7 @@ from lm.data.prepare import prepare
 from lm.model.decoder import LanguageModel
 from lm.plan import make_plan
 from lm.plan_table import plan_run
-from lm.run_file import RunFile, load_run_file
+from lm.run_file import ExtensionFile, GraftFile, RunFile, load_run_file
 from lm.train.flops import StepFlops
 from lm.train.log import read_metrics
 from lm.train.loop import train
@@ -34,18 +34,20 @@ def test_rows_of_short_documents_cost_what_a_plan_for_short_rows_says(make_run: 
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_full_rows_of_every_config_cost_what_its_plan_says(path: Path, smollm2: Path) -> None:
-    """MFU's FLOPs and the plan's: of a row of one document, and less where documents are shorter."""
+def test_rows_of_every_config_cost_what_its_plan_says(path: Path, smollm2: Path) -> None:
+    """MFU's FLOPs and the plan's: of a row of one document, and of one that short documents fill."""
     based = "\nbase:" in path.read_text()
     run = load_run_file(path, [f"base.path={smollm2}", "data.tokenizer={kind: bytes}"] if based else [])
     plan, _ = plan_run(run, world_size=1)
     length = plan.sequence_length
     with torch.device("meta"):
         model = torch.nn.Module() if based else LanguageModel(run.model)
-    count = StepFlops(model, plan)
+    count = StepFlops(model, plan, run.trainee.mixers if isinstance(run, ExtensionFile) else ())
     assert count([[length], [length, length]]) == pytest.approx(3 * length * plan.training_flops_per_token, rel=1e-9)
-    if not based:
-        assert count([[length // 4] * 4]) < count([[length]])
+    if not isinstance(run, GraftFile):
+        short = run.trainee.plan(length // 4, torch.float32)
+        assert count([[length // 4] * 4]) == pytest.approx(length * short.training_flops_per_token, rel=1e-9)
+        assert short.training_flops_per_token != plan.training_flops_per_token
 
 
 def pairs_of_all_layers(length: int) -> int:
