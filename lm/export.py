@@ -26,9 +26,13 @@ from lm.hf.tokenizer import fast_tokenizer
 from lm.model.options import ModelOptions
 from lm.run_file import ExtensionFile, GraftFile
 from lm.train import manifest
+from lm.train.average import AVERAGE
 from lm.train.checkpoint import read_counters
 from lm.train.folder import RunFolder
 from lm.train.model_file import full_weights
+from lm.train.optimizer_options import OptimizerOptions
+from lm.train.options import TrainOptions
+from lm.train.timeline import Timeline
 from lm.train.trainee import FromScratch
 
 _log = logging.getLogger(__name__)
@@ -47,10 +51,11 @@ class TrainedRun:
     training: Training
 
 
-def read_run(run_folder: Path) -> TrainedRun:
+def read_run(run_folder: Path, average: bool = False) -> TrainedRun:
     """The model of a run, finished or not.
 
     A finished run gives its final weights; one that goes on, or was stopped, those of its newest good checkpoint.
+    average: the moving average of the weights instead, from the newest good checkpoint of either.
 
     Raises:
         UserError: no run or no weights are there.
@@ -62,18 +67,18 @@ def read_run(run_folder: Path) -> TrainedRun:
     trainee = _read_trainee(folder.config, run)
     checkpoint = _newest_good(folder.checkpoints)
     done = folder.completed_steps
-    if done and (checkpoint is None or manifest.step_of(checkpoint) <= done):
-        training = Training(done, done * run["train"]["global_batch_tokens"])
+    if done and not average and (checkpoint is None or manifest.step_of(checkpoint) <= done):
+        training = Training(done, _timeline(run).tokens)
         return TrainedRun(trainee, _final_weights(folder.model), load_tokenizer(folder.model), training)
     if checkpoint is not None:
         counters = read_counters(checkpoint)
         tokenizer = _tokenizer(DataOptions.model_validate(run["data"]), counters.data)
-        weights = full_weights(checkpoint, _shapes(trainee))
+        weights = full_weights(checkpoint, _shapes(trainee), AVERAGE if average else "weight")
         return TrainedRun(trainee, weights, tokenizer, Training(counters.step, counters.tokens))
     raise UserError(f"{run_folder} has no weights yet: the run has not written a checkpoint")
 
 
-def export_run(run_folder: Path, target: Path, adapter_only: bool = False) -> Training:
+def export_run(run_folder: Path, target: Path, adapter_only: bool = False, average: bool = False) -> Training:
     """Writes the model of a run (see `read_run`) into `target`, and returns how far it was trained.
 
     Adapters on a base are merged into it in fp32, or with `adapter_only` written alone, as peft reads them.
@@ -82,7 +87,7 @@ def export_run(run_folder: Path, target: Path, adapter_only: bool = False) -> Tr
         UserError: no run or no weights are there, or `target` holds something that is not an earlier export.
     """
     _require_free(target)
-    run = read_run(run_folder)
+    run = read_run(run_folder, average)
     if isinstance(run.trainee, Extension):
         if adapter_only:
             extension_export.export_adapter(target, run.trainee, run.weights)
@@ -123,6 +128,11 @@ def _read_trainee(path: Path, run: Any) -> FromScratch | Extension:
         return FromScratch(ModelOptions.model_validate(run["model"]))
     except (ValidationError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a run file: {error}") from None
+
+
+def _timeline(run: Any) -> Timeline:
+    train, optimizer = TrainOptions.model_validate(run["train"]), OptimizerOptions.model_validate(run["optimizer"])
+    return Timeline(train, optimizer, run["data"]["sequence_length"])
 
 
 def _shapes(trainee: FromScratch | Extension) -> nn.Module:

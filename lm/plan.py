@@ -7,6 +7,7 @@ are counted, and every mixer is asked which query-key pairs it scores, what its 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from types import UnionType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lm.model.documents import Documents
 from lm.model.options import ModelOptions
 from lm.model.short_conv import ShortConvolution
 
-BACKWARD_TO_FORWARD = 2  # each product of the forward has two in the backward; nothing is recomputed
+BACKWARD_TO_FORWARD = 2  # each product of the forward has two in the backward
 LOGITS_CHUNK = 512  # tokens whose logits the loss holds at a time
 
 
@@ -34,6 +35,7 @@ class LayerPlan:
             tokens of one document of the training length. Norms, activations, rotations and scans are left out.
         cache_bytes: What decoding keeps for this layer and one row after the training length.
         cache_bytes_per_token: What each further token adds to that, averaged over as many tokens again.
+        linear_flops_per_token: Those of `flops_per_token` that are linear layers'.
         reach: Tokens, itself included, from which the farthest-seeing token can know through all layers up to here.
     """
 
@@ -47,6 +49,7 @@ class LayerPlan:
     cache_bytes_per_token: float
     cache_bytes: int
     reach: int
+    linear_flops_per_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Plan:
     """A model at a training length: its layers, and its totals with embedding, final norm and output head.
 
     frozen_parameters: those that are not trained. frozen_flops_per_token: forward FLOPs of linear layers among them.
+    layer_input_bytes_per_token, linear_output_bytes_per_token: of `activation_bytes_per_token`, the input of one layer
+    and what all linear layers put out. recomputed_flops_per_token: what the backward computes once more.
     base_cache_bytes: of the model that this one was grafted onto, for one row at the training length; 0: of none.
     """
 
@@ -67,6 +72,9 @@ class Plan:
     frozen_parameters: int = 0
     frozen_flops_per_token: float = 0.0
     base_cache_bytes: int = 0
+    layer_input_bytes_per_token: float = 0.0
+    linear_output_bytes_per_token: float = 0.0
+    recomputed_flops_per_token: float = 0.0
 
     @property
     def training_flops_per_token(self) -> float:
@@ -112,6 +120,8 @@ def make_plan(options: ModelOptions, sequence_length: int, dtype: torch.dtype = 
         embedding_parameters=head * (1 if options.tie_word_embeddings else 2),
         flops_per_token=sum(layer.flops_per_token for layer in layers) + 2 * head,
         activation_bytes_per_token=_activations_per_token(model, options) * dtype.itemsize,
+        layer_input_bytes_per_token=options.hidden_size * dtype.itemsize,
+        linear_output_bytes_per_token=_linear_outputs(model) * dtype.itemsize,
         vocab_size=options.embedding_rows,
     )
 
@@ -162,10 +172,11 @@ def _layer_plans(model: LanguageModel, options: ModelOptions, length: int, dtype
                 heads=mixer.dimensions.num_attention_heads,
                 kv_heads=sum(mixer.visible(documents).kv_heads),
                 parameters=_parameters(layer),
-                flops_per_token=2 * _multiplied_weights(layer) + attention,
+                flops_per_token=2 * _multiplied_weights(layer, nn.Linear | ShortConvolution) + attention,
                 cache_bytes_per_token=(later - now) / length,
                 cache_bytes=now,
                 reach=int((documents.position - earliest).max()) + 1,
+                linear_flops_per_token=2 * _multiplied_weights(layer, nn.Linear),
             )
         )
     return tuple(plans)
@@ -175,9 +186,14 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _multiplied_weights(module: nn.Module) -> int:
-    """Weights that each token is multiplied with, and added up, once."""
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear | ShortConvolution))
+def _multiplied_weights(module: nn.Module, kinds: type | UnionType) -> int:
+    """Weights of parts of these kinds, with which each token is multiplied, and added up, once."""
+    parts: list[Any] = [part for part in module.modules() if isinstance(part, kinds)]
+    return sum(part.weight.numel() for part in parts)
+
+
+def _linear_outputs(module: nn.Module) -> int:
+    return sum(part.out_features for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def _activations_per_token(model: LanguageModel, options: ModelOptions) -> int:
@@ -186,9 +202,8 @@ def _activations_per_token(model: LanguageModel, options: ModelOptions) -> int:
     product. What a mixer keeps beyond that is left out."""
     dimensions = options.dimensions
     assert options.intermediate_size is not None
-    outputs = sum(part.out_features for part in model.modules() if isinstance(part, nn.Linear))
     norms = sum(2 * part.weight.numel() for part in model.modules() if isinstance(part, nn.RMSNorm))
     convolutions = sum(2 * part.weight.shape[1] for part in model.modules() if isinstance(part, ShortConvolution))
     attention = dimensions.num_attention_heads * dimensions.head_dim
     mlp = options.intermediate_size * (1 if options.mlp == "gelu" else 2)
-    return outputs + norms + convolutions + options.num_hidden_layers * (attention + mlp)
+    return _linear_outputs(model) + norms + convolutions + options.num_hidden_layers * (attention + mlp)

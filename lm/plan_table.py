@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from lm.plan import Memory, Plan, rank_memory
 from lm.run_file import AnyRun, GraftFile
 from lm.train.format import short_number
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from lm.train.precision import DTYPES
+from lm.train.recompute import planned
+from lm.train.timeline import Span
 
 
 def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
-    """The plan of a run's model at its training length, and the memory of one of `world_size` ranks."""
+    """The plan of a run's model at its longest rows, and the memory of one of `world_size` ranks at its largest."""
     dtype = DTYPES[run.train.precision]
-    plan = run.trainee.plan(run.data.sequence_length, dtype)
-    memory = rank_memory(
-        plan,
-        zero_stage=run.deepspeed.zero_stage,
-        world_size=world_size,
-        micro_batch_size=run.train.micro_batch_size,
-        dtype=dtype,
-    )
-    return plan, memory
+    plans = _plans(run)
+    memories = [
+        rank_memory(
+            plans[span.source.sequence_length],
+            zero_stage=run.deepspeed.zero_stage,
+            world_size=world_size,
+            micro_batch_size=span.micro_batch_size,
+            dtype=dtype,
+        )
+        for span in run.timeline.spans
+    ]
+    return plans[run.longest_row], max(memories, key=lambda memory: memory.total)
+
+
+def _plans(run: AnyRun) -> dict[int, Plan]:
+    """The plans of a run's model for rows of each length, longest rows included."""
+    lengths = {span.source.sequence_length for span in run.timeline.spans} | {run.longest_row}
+    return {
+        length: planned(run.trainee.plan(length, DTYPES[run.train.precision]), run.train.activation_checkpointing)
+        for length in lengths
+    }
 
 
 def print_plan(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> None:
@@ -73,8 +85,15 @@ def _of_the_base(plan: Plan) -> str:
     return f"; the base: {byte_size(plan.base_cache_bytes)}, {plan.base_cache_bytes / plan.cache_bytes:.3g} times that"
 
 
+def _span(span: Span) -> str:
+    return (
+        f"stage {span.stage}: {span.rows:,} rows of {span.source.sequence_length:,}, {short_number(span.tokens)} tokens"
+    )
+
+
 def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
-    tokens = run.train.steps * run.train.global_batch_tokens
+    plans, spans, tokens = _plans(run), run.timeline.spans, run.timeline.tokens
+    flops = sum(plans[span.source.sequence_length].training_flops_per_token * span.tokens for span in spans)
     ranks = f"rank of {world_size}, ZeRO {run.deepspeed.zero_stage}, {run.train.precision}"
     trained = plan.parameters - plan.frozen_parameters
     backward = "2 to 3 x forward" if plan.frozen_parameters else "3 x forward"
@@ -82,15 +101,18 @@ def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
         "parameters": f"{plan.parameters:,} ({plan.embedding_parameters:,} of them embeddings)",
         "trained parameters": f"{trained:,} ({trained / plan.parameters:.2%})",
         "forward FLOPs per token": short_number(plan.flops_per_token),
-        "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} ({backward}, no recomputation)",
-        "whole run": f"{short_number(tokens)} tokens, {plan.training_flops_per_token * tokens:.3g} FLOPs",
+        "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} ({backward})",
+        "  recomputed beside them": f"at most {short_number(plan.recomputed_flops_per_token)}",
+        "whole run": f"{short_number(tokens)} tokens, {flops:.3g} FLOPs without what is recomputed",
         f"cache at {plan.sequence_length:,} tokens": f"{byte_size(plan.cache_bytes)} per sequence{_of_the_base(plan)}",
         f"memory per {ranks}": f"{byte_size(memory.total)} without communication buffers",
         "  weights": byte_size(memory.parameters),
         "  gradients": byte_size(memory.gradients),
         "  optimizer": byte_size(memory.optimizer),
-        "  activations": f"about {byte_size(memory.activations)} for {run.train.micro_batch_size} rows",
+        "  activations": f"about {byte_size(memory.activations)} for the rows of one forward",
     }
+    if len(spans) > 1:
+        rows |= {f"  from step {span.first_step:,}": _span(span) for span in spans}
     if isinstance(run, GraftFile):
         regress, layers = run.graft.regress, len(run.trainee.operation.layers)
         regressed = short_number(regress.steps * regress.global_batch_tokens)

@@ -93,10 +93,10 @@ class RunFile(_Evaluated, Sections, _FromScratch):
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
         longest = self.model.max_position_embeddings
-        if longest is not None and longest < self.data.sequence_length:
+        if longest is not None and longest < self.longest_row:
             raise ValueError(
-                f"model.max_position_embeddings is {longest}, less than data.sequence_length "
-                f"{self.data.sequence_length}: leave it out to have it follow, or shorten the rows"
+                f"model.max_position_embeddings is {longest}, less than {self.longest_row_key} {self.longest_row}: "
+                "leave it out to have it follow, or shorten the rows"
             )
         return self
 
@@ -113,9 +113,9 @@ class ExtensionFile(_Evaluated, Sections, _Measured, _Lora, _Extend, _FromBase):
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
-        if self.extend is not None and self.data.sequence_length > self.extend.target_length:
+        if self.extend is not None and self.longest_row > self.extend.target_length:
             raise ValueError(
-                f"data.sequence_length {self.data.sequence_length} exceeds extend.target_length "
+                f"{self.longest_row_key} {self.longest_row} exceeds extend.target_length "
                 f"{self.extend.target_length}: shorten the rows, or extend further"
             )
         return self
@@ -166,16 +166,16 @@ FromBaseT = TypeVar("FromBaseT", ExtensionFile, GraftFile)
 
 
 def _dtype(precision: str) -> torch.dtype:
-    import torch
+    from lm.train.precision import DTYPES  # torch comes with it
 
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return DTYPES[precision]
 
 
 def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> AnyRun:
     """The run file with `key=value` overrides applied, and with what follows from other keys filled in.
 
-    Of a model: model.vocab_size left out becomes the tokenizer's size, model.max_position_embeddings
-    data.sequence_length. Of a base: data.tokenizer left out becomes the base's own.
+    Of a model: model.vocab_size left out becomes the tokenizer's size, model.max_position_embeddings the length of the
+    longest rows. Of a base: data.tokenizer left out becomes the base's own.
     Raises UserError that lists every mistake with its place, key, value and remedy.
     """
     tree = read_tree(Path(path), overrides)
@@ -205,7 +205,7 @@ def _pretraining(tree: Tree) -> RunFile:
         raise UserError(f"{place}: model.vocab_size: given {given}; the tokenizer has {size} tokens, so {size} or more")
     derived = {
         "vocab_size": given or size,
-        "max_position_embeddings": run.model.max_position_embeddings or run.data.sequence_length,
+        "max_position_embeddings": run.model.max_position_embeddings or run.longest_row,
     }
     unused = [name for name in run.model.mixers if name not in run.model.layer_names]
     if unused and os.environ.get("RANK", "0") == "0":
@@ -229,7 +229,7 @@ def _from_base(kind: type[FromBaseT], tree: Tree) -> FromBaseT:
     run = _validated(kind, values, tree)
     tokens = _vocab_size(run, tree)
     with placing(tree):
-        run.trainee.check(tokens, run.data.sequence_length)
+        run.trainee.check(tokens, run.longest_row)
     return run
 
 

@@ -18,7 +18,7 @@ DATA = {"lm.data", *BASE}
 PLAN = {"lm.plan", *MODEL}
 HF = {"lm.hf", *MODEL}
 TRAIN = {"lm.train", "lm.hf", "lm.plan", "lm.yaml_tree", *MODEL, *DATA}
-TRAIN_OPTIONS = {"lm.train.options", "lm.train.optimizer_options", *BASE}
+TRAIN_OPTIONS = {"lm.train.options", "lm.train.optimizer_options", "lm.train.stage_options", *BASE}
 EXTEND = {"lm.extend", *TRAIN}
 GRAFT = {"lm.graft", *EXTEND}
 RUN_FILE = {"lm.run_file", "lm.option_errors", "eval.options", *GRAFT}
@@ -49,6 +49,7 @@ FLOORS: dict[str, set[str]] = {
     "lm.train": TRAIN,
     "lm.train.options": TRAIN_OPTIONS,
     "lm.train.optimizer_options": TRAIN_OPTIONS,
+    "lm.train.stage_options": TRAIN_OPTIONS,
     "lm.train.deepspeed_options": {"lm.train.deepspeed_keys", *BASE},
     "lm.train.guard_options": BASE,
     "lm.train.observe.options": BASE,

@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer
 from lm.model.options import AnyMixer
 from lm.options import Options
 from lm.train.optimizer_options import CosineSchedule, OptimizerOptions, ScheduleOptions, check_schedule
-from lm.train.options import check_batch
+from lm.train.stage_options import check_batch
 
 
 class RegressionOptimizerOptions(OptimizerOptions):

@@ -24,14 +24,16 @@ from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.folder import Run, RunFolder
 from lm.train.hook import Hook
-from lm.train.loop import DTYPES, Training, train
+from lm.train.loop import Training, train
 from lm.train.model_file import full_weights
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.periodic import Periodic
+from lm.train.precision import DTYPES
 from lm.train.progress import Progress
 from lm.train.report import load_report_data, save_report_data
 from lm.train.sections import Sections
 from lm.train.sharing import MicroBatch, forward_all
+from lm.train.timeline import Step
 
 REGRESSION = "regression"
 """Below a run's folder: the folder of its first stage."""
@@ -65,6 +67,8 @@ class RegressionRun(Sections):
             "global_batch_tokens": regress.global_batch_tokens,
             "gradient_clipping": None,  # layers learn apart from each other, and a norm over all would join them
             "evaluate_every": None,
+            "stages": (),
+            "batch_warmup": None,
         }
         name = f"{run.log.name or folder.name}-{REGRESSION}"
         return cls(
@@ -93,12 +97,12 @@ class RegressionTraining(Training):
     run: RegressionRun
 
     def record(
-        self, result: StepResult, lr: float, flops: float, seconds: float, data_seconds: float
+        self, result: StepResult, step: Step, flops: float, seconds: float, data_seconds: float
     ) -> dict[str, Any]:
         """Distances in units of what putting out nothing would have: `layer_NN` of each layer, `loss` their mean."""
         model = self.engine.model
         assert isinstance(model, RegressionModel)
-        record = super().record(result, lr, flops, seconds, data_seconds)
+        record = super().record(result, step, flops, seconds, data_seconds)
         del record["mfu"]  # the plan's FLOPs are those of training the original
         distance, of_nothing = self.world.sum(model.take_sums())
         shares = (distance / of_nothing).tolist()

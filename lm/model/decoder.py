@@ -22,6 +22,8 @@ class DecoderLayers(nn.Module):
     embed_tokens: nn.Embedding
     layers: nn.ModuleList
     norm: nn.RMSNorm
+    wrap: Callable[[int, Block], Callable[..., Tensor]] | None = None
+    """What `run` replaces the call of layer i by where it is not told."""
 
     def build(self, options: ModelOptions) -> None:
         """Adds the modules; called once, at the end of the constructor."""
@@ -52,6 +54,7 @@ class DecoderLayers(nn.Module):
 
         wrap: replaces the call of layer i, for activation checkpointing or to look at what goes in.
         """
+        wrap = wrap or self.wrap
         for index, layer in enumerate(self.blocks):
             call = layer if wrap is None else wrap(index, layer)
             x = call(x, documents, None if cache is None else cache.layers[index])

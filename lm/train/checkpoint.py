@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lm.errors import UserError
 from lm.train import manifest, random_state
+from lm.train.average import AVERAGE
 from lm.train.distributed import World
 from lm.train.shards import Fragment
 from lm.train.writing import HostMemory, Share, Writing
@@ -37,6 +38,7 @@ class Counters:
     data: fingerprint of the prepared data. data_parts: of what it was made from, by name. frozen: of the weights that
     are not trained. unfinished: whether work that is due after this step was left for the next start. validation_loss:
     of an evaluation after this step. guard: what the guard remembers (`lm.train.guard.Memory`).
+    loss_scaler: see `Engine.loss_scaler`.
     """
 
     step: int = 0
@@ -51,6 +53,7 @@ class Counters:
     validation_loss: float | None = None
     data_parts: Mapping[str, str] = field(default_factory=dict)
     guard: Mapping[str, Any] = field(default_factory=dict)
+    loss_scaler: Mapping[str, float] = field(default_factory=dict)
 
 
 def save(root: Path, counters: Counters, fragments: Iterable[Fragment], world: World) -> Path:
@@ -122,12 +125,15 @@ def read_counters(folder: Path) -> Counters:
 def load(folder: Path, fragments: Iterable[Fragment]) -> None:
     """Fills this rank's fragments from whichever files hold them. Raises UserError for a parameter that is not there.
 
+    An average that a run has begun to keep since then begins at the weights.
+
     What the forward pass uses must be made to follow afterwards (`shards.publish`).
     """
     with torch.no_grad(), StateFiles(folder) as files:
         for fragment in fragments:
             for kind, part in fragment.parts.items():
-                files.read(kind, fragment.name, fragment.offset, part)
+                begins = kind == AVERAGE and not files.holds(kind, fragment.name)
+                files.read("weight" if begins else kind, fragment.name, fragment.offset, part)
 
 
 def load_random_state(folder: Path, rank: int) -> None:
@@ -154,6 +160,10 @@ class StateFiles:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def holds(self, kind: str, name: str) -> bool:
+        """Whether the files have this kind of tensor for a parameter."""
+        return any(f"{kind}/{name}" in file.keys() for _, _, file in self._pieces.get(name, []))  # noqa: SIM118
 
     def numel(self, name: str) -> int:
         """Elements of a parameter that the files hold."""

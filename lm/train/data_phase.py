@@ -8,6 +8,7 @@ from lm.train.distributed import World
 from lm.train.folder import Run
 from lm.train.format import short_number
 from lm.train.progress import Progress
+from lm.train.timeline import Span
 
 
 def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared:
@@ -19,7 +20,7 @@ def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared
             results.append(
                 prepare(run.data, lambda stage, done, total: phase.update(done, total=total or None, note=stage))
             )
-            phase.update(note=summary(results[0], run.train.steps * run.train.global_batch_tokens))
+            phase.update(note=summary(results[0], run.timeline.tokens))
 
     world.on_rank_zero(work)
     return results[0] if results else prepare(run.data)
@@ -42,10 +43,10 @@ def summary(prepared: Prepared, tokens: int) -> str:
     )
 
 
-def rows_per_rank(run: Run, ranks: int, section: str = "train") -> int:
-    """Rows that each rank, or each group of ranks that share theirs, reads in one step.
+def require_whole_rows(run: Run, ranks: int, section: str = "train") -> None:
+    """Raises UserError where ranks, or groups of ranks that share theirs, cannot share the rows of every step equally.
 
-    Raises UserError where the ranks do not form such groups and, naming the section, where the batch does not divide.
+    The message names the section. So it does where the ranks do not form such groups.
     """
     shared = run.train.sequence_parallel
     if ranks % shared:
@@ -53,13 +54,22 @@ def rows_per_rank(run: Run, ranks: int, section: str = "train") -> int:
             f"train.sequence_parallel: {ranks} {'rank' if ranks == 1 else 'ranks'} cannot form groups of {shared} that "
             f"share a sequence: start a multiple of {shared} ranks, or set it to a number that divides {ranks}"
         )
-    rows = run.train.global_batch_tokens // run.data.sequence_length
     readers = ranks // shared
-    if rows % readers:
-        groups = "ranks" if shared == 1 else f"groups of {shared} ranks"
-        raise UserError(
-            f"{section}.global_batch_tokens: {run.train.global_batch_tokens} tokens are {rows} rows of "
-            f"{run.data.sequence_length}, which {readers} {groups} cannot share equally: use a multiple of "
-            f"{readers * run.data.sequence_length}, or another number of ranks"
-        )
-    return rows // readers
+    groups = "ranks" if shared == 1 else f"groups of {shared} ranks"
+    for span in run.timeline.spans:
+        if span.rows % readers:
+            length = span.source.sequence_length
+            raise UserError(
+                f"{_batch_key(run, span, section)}: {span.step_tokens} tokens are {span.rows} rows of {length}, which "
+                f"{readers} {groups} cannot share equally: use a multiple of {readers * length}, or another number of "
+                "ranks"
+            )
+
+
+def _batch_key(run: Run, span: Span, section: str) -> str:
+    """Where the batch of these steps is set."""
+    if span.step_tokens < max(other.step_tokens for other in run.timeline.spans if other.stage == span.stage):
+        return f"{section}.batch_warmup.tokens"
+    stages = run.train.stages
+    own = stages and stages[span.stage].global_batch_tokens is not None
+    return f"{section}.stages.{span.stage}.global_batch_tokens" if own else f"{section}.global_batch_tokens"

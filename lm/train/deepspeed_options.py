@@ -18,8 +18,8 @@ class DeepSpeedOptions(Options):
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,
-        description="What is sharded over the ranks: 1 optimizer, 2 and gradients, 3 and parameters; bf16 needs the "
-        "fp32 gradients of 1 and runs as 1 where 0 is given.",
+        description="What is sharded over the ranks: 1 optimizer, 2 and gradients, 3 and parameters; bf16 and fp16 "
+        "need the fp32 gradients of 1 and run as 1 where 0 is given.",
     )
 
     @model_validator(mode="after")
@@ -48,6 +48,11 @@ class DeepSpeedOptions(Options):
         for key in ("offload_optimizer", "offload_param", "leaf_module", "zenflow"):
             if not isinstance(zero.get(key, {}), dict):
                 raise ValueError(f"zero_optimization.{key} must be a mapping, not {zero[key]!r}")
+            device = zero.get(key, {}).get("device")
+            if key.startswith("offload_") and device == "nvme":
+                raise ValueError(
+                    f"zero_optimization.{key}.device is nvme, where no checkpoint of this trainer can read it: use cpu"
+                )
         for key, stage in (("offload_optimizer", 1), ("offload_param", 3)):
             if key in zero and self.zero_stage < stage:
                 raise ValueError(

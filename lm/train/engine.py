@@ -1,4 +1,4 @@
-"""One optimizer step over all ranks, through DeepSpeed: ZeRO 0 to 3, fp32 and bf16.
+"""One optimizer step over all ranks, through DeepSpeed: ZeRO 0 to 3, in fp32, bf16 and fp16.
 
 What DeepSpeed does differently from stage to stage is made the same here: gradients are normalised by the real target
 tokens of the whole step, the gradient norm is known, and a step that is not finite is skipped on all ranks.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,23 @@ from torch import nn
 
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.errors import UserError
+from lm.train.average import WeightAverage
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
+from lm.train.loss_scaler import LossScaler
 from lm.train.optimizer import build_optimizer
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
-from lm.train.shards import Fragment, adam_step, fragments, initialise_moments, publish, set_adam_step
+from lm.train.recompute import recompute_layers
+from lm.train.shards import (
+    Fragment,
+    adam_step,
+    fragments,
+    initialise_moments,
+    place_matrices,
+    publish,
+    set_adam_step,
+)
 from lm.train.sharing import MicroBatch, forward_all, forward_own
 from lm.train.veto import Accept, Veto
 
@@ -66,11 +78,13 @@ class Engine:
 
         self.world = world
         self.model = model
+        recompute_layers(model, train.activation_checkpointing)
         self.clip = train.gradient_clipping
         # DeepSpeed clips at this stage but forgets the norm, and would step on NaN.
         self._unguarded = settings.zero_stage == 0 and train.precision == "fp32"
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         config = deepspeed_config(train, settings, micro_batches, size, self._unguarded)
+        config["zero_allow_untested_optimizer"] = optimizer.kind != "adamw"  # DeepSpeed's name for any that it lacks
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -83,6 +97,11 @@ class Engine:
         initialise_moments(self._engine)
         if not self._unguarded:
             self._veto = Veto(self._engine)
+        place_matrices(self._engine, model, world)
+        self.average: WeightAverage | None = None
+        if train.average_decay is not None:
+            self.average = WeightAverage(self.fragments(), train.average_decay)
+        self._loss_scaler = LossScaler(self._engine) if train.precision == "fp16" else None
 
     def step(
         self,
@@ -113,6 +132,8 @@ class Engine:
                 engine.step()
         loss = float(self.world.sum(nll)) / max(1, targets)
         grad_norm, applied = self._update(lambda norm: math.isfinite(loss) and accept(loss, norm))
+        if self.average is not None and applied:
+            self.average.update(self.adam_step)
         return StepResult(loss, targets, grad_norm, applied)
 
     def forward(self, batch: MicroBatch) -> CrossEntropy:
@@ -142,11 +163,35 @@ class Engine:
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's pieces of the training state, as views."""
+        if self.average is not None:
+            return self.average.fragments()
         return fragments(self._engine, self.model, self.world.rank, self.world.size)
 
-    def restored(self, adam_step: int) -> None:
-        """To be called after the fragments were written: the forward pass follows them. Collective."""
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its averaged weights in place of its own. Collective; there must be an average."""
+        assert self.average is not None
+        self.average.swap()
+        publish(self._engine, self.model)
+        try:
+            yield
+        finally:
+            self.average.swap()
+            publish(self._engine, self.model)
+
+    @property
+    def loss_scaler(self) -> dict[str, float]:
+        """The state of fp16's loss scale; empty in other precisions."""
+        return {} if self._loss_scaler is None else self._loss_scaler.state
+
+    def restored(self, adam_step: int, loss_scaler: Mapping[str, float] | None = None) -> None:
+        """To be called after the fragments were written: the forward pass follows them. Collective.
+
+        loss_scaler: as it was; a run that had another precision has none.
+        """
         set_adam_step(self._engine, adam_step)
+        if self._loss_scaler is not None:
+            self._loss_scaler.restore(loss_scaler or {})
         publish(self._engine, self.model)
 
 
@@ -155,9 +200,8 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The configuration that DeepSpeed is given: ours, and what the user passes through."""
     passed = settings.passed_through
-    bf16 = train.precision == "bf16"
-    # Without ZeRO DeepSpeed can only add up bf16 gradients in bf16, which loses the later micro-batches.
-    stage = max(settings.zero_stage, 1) if bf16 else settings.zero_stage
+    # Without ZeRO DeepSpeed can only add up 16-bit gradients in 16 bits, which loses the later micro-batches.
+    stage = settings.zero_stage if train.precision == "fp32" else max(settings.zero_stage, 1)
     # Buckets are allocated whole, and the default size holds half a billion numbers.
     bucket = {"reduce_bucket_size": min(500_000_000, parameters), "stage": stage}
     return {
@@ -168,7 +212,8 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": 0.0 if unguarded else train.gradient_clipping or 0.0,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": train.precision == "bf16"},
+        "fp16": {"enabled": train.precision == "fp16"},  # the loss scale begins at 2^16
         "zero_optimization": {**bucket, **passed.get("zero_optimization", {})},
         "steps_per_print": 1_000_000_000,
     }

@@ -27,16 +27,17 @@ from lm.train.claim import claimed
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
 from lm.train.guard_options import GuardOptions
-from lm.train.manifest import checkpoints
+from lm.train.manifest import checkpoints, step_of
 from lm.train.observe.options import ObserveOptions
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import LogOptions, TrainOptions
 from lm.train.report.data import RUN_FILE
 from lm.train.tensor_file import replace_text
+from lm.train.timeline import Timeline
 from lm.train.trainee import Trainee
 from lm.yaml_tree import dump_tree
 
-SAME = ("model", "base", "extend", "graft", "lora", "data", "train.seed", "train.global_batch_tokens")
+SAME = ("model", "base", "extend", "graft", "lora", "data", "train.seed", "train.global_batch_tokens", "optimizer.kind")
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
 FREE = ("data.cache_dir", "data.sources.*.path", "data.tokenizer.path", "base.path", "lora.learning_rates*")
 """Keys of these sections that may change. What lies at the paths is compared by its content, which checkpoints name."""
@@ -62,6 +63,10 @@ class Run(Protocol):
     def guard(self) -> GuardOptions: ...
     @property
     def log(self) -> LogOptions: ...
+    @property
+    def timeline(self) -> Timeline: ...
+    @property
+    def longest_row(self) -> int: ...
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
     @classmethod
     def model_validate(cls, obj: Any) -> Self: ...
@@ -115,14 +120,23 @@ class RunFolder:
     def require_same(self, run: Run) -> None:
         """Raises UserError, naming the differences, unless `run` can go on where this folder's run stands.
 
-        Steps, schedule, stage, precision and the like may change between starts; see SAME for what may not.
+        Steps, schedule, ZeRO stage, precision and the like may change between starts, and the rows of steps to come;
+        see SAME for what may not.
         """
-        if not checkpoints(self.checkpoints) or not self.config.exists():
+        kept = checkpoints(self.checkpoints)
+        if not kept or not self.config.exists():
             return
-        before, now = _fixed(_completed(self._begun_with(), run)), _fixed(_plain(run))
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        begun_with = self._begun_with()
+        earlier = _completed(begun_with, run)
+        before, now = _fixed(begun_with if earlier is None else _plain(earlier)), _fixed(_plain(run))
+        changed = {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
+        if earlier is not None and not changed:
+            done = step_of(kept[0])
+            read, would_read = (timeline.read_before(done) for timeline in (earlier.timeline, run.timeline))
+            if read != would_read:
+                changed[f"what the first {done} steps read, by train.stages and train.batch_warmup,"] = read, would_read
         if changed:
-            lines = [f"  {key} was {before.get(key)} and is now {now.get(key)}" for key in changed]
+            lines = [f"  {key} was {old} and is now {new}" for key, (old, new) in changed.items()]
             raise UserError(
                 f"{self.root} holds checkpoints of a run with other settings:\n" + "\n".join(lines) + "\n"
                 "Set them back to go on with it, or choose another train.output_dir."
@@ -157,14 +171,14 @@ def _plain(run: Run) -> dict[str, Any]:
     return values
 
 
-def _completed(before: dict[str, Any], run: Run) -> dict[str, Any]:
-    """The values of an earlier run file with the defaults of keys that came later."""
+def _completed(before: dict[str, Any], run: Run) -> Run | None:
+    """An earlier run file with the defaults of keys that came later; None where it does not fit any more."""
     kept = {key: value for key, value in before.items() if key not in COMPARED_NOWHERE}
     now = run.model_dump(mode="json")
     try:
-        return _plain(type(run).model_validate({key: now[key] for key in COMPARED_NOWHERE if key in now} | kept))
+        return type(run).model_validate({key: now[key] for key in COMPARED_NOWHERE if key in now} | kept)
     except ValidationError:
-        return before  # what does not fit any more is a difference, and is named as one
+        return None  # what does not fit any more is a difference, and is named as one
 
 
 def _fixed(values: dict[str, Any]) -> dict[str, Any]:

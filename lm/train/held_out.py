@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lm.data.prepare import Validation
@@ -25,8 +26,13 @@ class HeldOut:
         train: TrainOptions,
         folder: RunFolder,
         progress: Progress,
+        averaged: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
-        """`validation`: None where nothing is held out; then every evaluation finds nothing."""
+        """`validation`: None where nothing is held out; then every evaluation finds nothing.
+
+        averaged: gives the model averaged weights for a while; None where there are none.
+        """
+        self._with_average = averaged
         self._engine = engine
         self._validation = validation
         self._train = train
@@ -45,6 +51,7 @@ class HeldOut:
         tokens = self._train.evaluate_tokens if step < self._train.steps else None
         with self._progress.phase("evaluating"):
             found = evaluate(self._engine, self._validation, step, self._train.micro_batch_size, tokens)
+            averaged = self._averaged_loss(step, tokens)
         self.last = found
         if self._engine.world.rank == 0:
             try:
@@ -57,4 +64,13 @@ class HeldOut:
             "validation_loss": found.loss,
             "validation_perplexity": found.perplexity,
             "validation_accuracy": found.accuracy,
-        } | ({} if found.bits_per_byte is None else {"validation_bits_per_byte": found.bits_per_byte})
+            **({} if found.bits_per_byte is None else {"validation_bits_per_byte": found.bits_per_byte}),
+            **({} if averaged is None else {"average_validation_loss": averaged}),
+        }
+
+    def _averaged_loss(self, step: int, tokens: int | None) -> float | None:
+        """With averaged weights, where the run keeps any."""
+        if self._validation is None or self._with_average is None:
+            return None
+        with self._with_average():
+            return evaluate(self._engine, self._validation, step, self._train.micro_batch_size, tokens).loss

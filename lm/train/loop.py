@@ -16,7 +16,7 @@ from lm.plan import Plan
 from lm.train import distributed
 from lm.train.backends import prefer_backends
 from lm.train.checkpoint import Counters
-from lm.train.data_phase import prepare_on_all_ranks, rows_per_rank
+from lm.train.data_phase import prepare_on_all_ranks, require_whole_rows
 from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
 from lm.train.finish import finish
@@ -33,15 +33,14 @@ from lm.train.observe.observation import Observation
 from lm.train.observe.recall import RecallProbes
 from lm.train.peak import peak_of_all
 from lm.train.periodic import HookCalls, Periodic, findings
+from lm.train.precision import DTYPES, require_precision
 from lm.train.progress import Progress
-from lm.train.rows_read import Reading, hash_text, step_hash
+from lm.train.rows_read import Reading, RunRows, hash_text, step_hash
 from lm.train.saving import Saving
-from lm.train.schedule import learning_rate
 from lm.train.spikes import Spikes
+from lm.train.timeline import Step
 from lm.train.trainee import Built
 from lm.train.watchdog import Watchdog
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def train(run: Run, kind: type[Training] | None = None, hook: Hook | None = None) -> None:
@@ -65,11 +64,12 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
     if folder.is_complete(run):
         progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
         return
-    rows = rows_per_rank(run, distributed.launched_size(), kind.section)
+    require_whole_rows(run, distributed.launched_size(), kind.section)
+    require_precision(run.train.precision)
     prefer_backends(run.train)
     world = distributed.start().sharing_sequences(
         run.train.sequence_parallel,
-        [run.data.sequence_length] * min(rows, run.train.micro_batch_size),
+        run.timeline.longest_forward,
         DTYPES[run.train.precision],
     )
     world.on_rank_zero(lambda: require_sinks(run.log.wandb, run.log.tensorboard))
@@ -78,7 +78,7 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
         if hook is not None:
             hook.prepare(prepared.tokenizer, progress)
         with StopRequest(world) as request:
-            training = kind(run, folder, world, progress, prepared, rows, request)
+            training = kind(run, folder, world, progress, prepared, request)
             training.resume()
             training.finish_steps(hook)
             training.finish()
@@ -101,17 +101,17 @@ class Training:
         world: World,
         progress: Progress,
         prepared: Prepared,
-        rows: int,
         request: StopRequest,
     ) -> None:
-        """`rows`: that a rank, or a group that shares its rows, reads in a step. `request`: asked whether to stop."""
+        """`request`: asked whether to stop."""
         self.run = run
         self.folder = folder
         self.world = world
         self.progress = progress
         self.prepared = prepared
-        self.rows = rows
-        self.plan: Plan = run.trainee.plan(run.data.sequence_length, DTYPES[run.train.precision])
+        self.timeline = run.timeline
+        self.rows = RunRows(prepared, self.timeline)
+        self.plan: Plan = run.trainee.plan(run.longest_row, DTYPES[run.train.precision])
         self.peak_flops = peak_of_all(world, DTYPES[run.train.precision])
         torch.manual_seed(run.train.seed)
         with progress.phase("building the model"):
@@ -125,10 +125,11 @@ class Training:
         self.watchdog = Watchdog(world, run.train.rank_timeout)
         self.request = request
         self.watched = Interruptible(self.engine, self.request, lambda: self.watchdog.pulse(self.counters.step))
-        self.held_out = HeldOut(self.watched, prepared.validation, run.train, folder, progress)
+        averaged = None if self.engine.average is None else self.engine.averaged
+        self.held_out = HeldOut(self.watched, prepared.validation, run.train, folder, progress, averaged)
         self.saving = Saving(run, folder, self.engine, progress.say)
         self.spikes = Spikes(run.guard, folder.root, self.saving, world, progress.say)
-        self.reading = Reading(rows, run.train.micro_batch_size, world.reader, world.readers)
+        self.reading = Reading(self.timeline, world.reader, world.readers)
         self.skipped_steps = SkippedSteps(f"{self.optimizer_section}.lr")
 
     def _engine(self, built: Built) -> Engine:
@@ -138,7 +139,7 @@ class Training:
             self.run.optimizer,
             self.run.deepspeed,
             self.world,
-            micro_batches=-(-self.rows // self.run.train.micro_batch_size),
+            micro_batches=self.timeline.most_micro_batches(self.world.readers),
             lr_factors=built.lr_factors,
         )
 
@@ -219,25 +220,24 @@ class Training:
     def step(self) -> dict[str, Any] | None:
         """One optimizer step: its record for the log; None where a spike put the run back to a checkpoint instead."""
         start = time.perf_counter()
-        step, optimizer = self.counters.step, self.run.optimizer
+        step, now = self.counters.step, self.timeline[self.counters.step]
         rows = self.reading.mine(step, self.spikes.row)
-        micro_batches = [self.prepared.train.rows(indices) for indices in rows]
+        micro_batches = [self.rows.batch(numbers) for numbers in rows]
         loaded = time.perf_counter()
-        lr = learning_rate(optimizer.lr, optimizer.schedule, step, self.run.train.steps)
         with self.observation.step(step + 1) as seen:
-            result = self.engine.step(micro_batches, lr, self.spikes.accept(step + 1, self.reading.all(step)))
+            result = self.engine.step(micro_batches, now.lr, self.spikes.accept(step + 1, self.reading.all(step)))
         read = [self.step_flops([batch.lengths for batch in micro_batches]), *step_hash(rows, micro_batches)]
         flops, *halves = self.world.sum_once(torch.tensor(read, dtype=torch.float64)).tolist()
         seconds = time.perf_counter() - start
-        decision = self.spikes.settle(step + 1, result, self.prepared.train, self.reading.all)
+        decision = self.spikes.settle(step + 1, result, self.rows, self.reading.all)
         if decision is not None and decision.action == "rewind":
             self._restore()
             return None
-        self._count(result, decision)
-        record = self.record(result, lr, flops, seconds, loaded - start) | seen | {"batch_hash": hash_text(halves)}
+        self._count(result, now, decision)
+        record = self.record(result, now, flops, seconds, loaded - start) | seen | {"batch_hash": hash_text(halves)}
         return record if decision is None else record | {"guard": decision.action}
 
-    def _count(self, result: StepResult, decision: Decision | None) -> None:
+    def _count(self, result: StepResult, step: Step, decision: Decision | None) -> None:
         """Counts a step as done."""
         self.skipped_steps.note(result.finite)
         self.counters = replace(
@@ -245,24 +245,27 @@ class Training:
             step=self.counters.step + 1,
             skipped=self.counters.skipped + (not result.finite),
             spikes=self.counters.spikes + (decision is not None),
-            tokens=self.counters.tokens + self.run.train.global_batch_tokens,
+            tokens=self.counters.tokens + step.tokens,
             guard=self.spikes.guard.memory.to_json(),
         )
 
     def record(
-        self, result: StepResult, lr: float, flops: float, seconds: float, data_seconds: float
+        self, result: StepResult, step: Step, flops: float, seconds: float, data_seconds: float
     ) -> dict[str, Any]:
         """What the log says of a step that took `seconds`, `data_seconds` of them for reading. Collective."""
         return {
             "step": self.counters.step,
             "loss": result.loss,
-            "learning_rate": lr,
+            "learning_rate": step.lr,
             "grad_norm": result.grad_norm,
             "tokens": self.counters.tokens,
             "targets": result.targets,
             "skipped": self.counters.skipped,
             "spikes": self.counters.spikes,
-            "tokens_per_second": self.run.train.global_batch_tokens / seconds,
+            "stage": step.stage,
+            "sequence_length": step.source.sequence_length,
+            "step_tokens": step.tokens,
+            "tokens_per_second": step.tokens / seconds,
             "mfu": flops / seconds / self.peak_flops,
             "step_seconds": seconds,
             "data_seconds": data_seconds,

@@ -64,14 +64,19 @@ ScheduleOptions = Annotated[
 
 
 class OptimizerOptions(Options):
-    """AdamW and its learning-rate schedule. Norms, biases and embeddings are not decayed."""
+    """The optimizer and its learning-rate schedule. Norms, biases and embeddings are not decayed."""
 
-    kind: Literal["adamw"] = Field(default="adamw", description="The optimizer.")
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: orthogonalised momentum for the matrices of linear layers, and AdamW for embeddings, head, "
+        "norms, biases and the rest. Its updates are as large as AdamW's, so learning rates carry over.",
+    )
     lr: float = Field(gt=0, description="Peak learning rate.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.95), description="Decay rates of the first and second moments."
     )
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="Decay rate of Muon's momentum; of kind muon alone.")
     weight_decay: float = Field(default=0.1, ge=0, description="Decoupled weight decay of matrices.")
     schedule: ScheduleOptions = Field(
         default=ConstantSchedule(), description="Learning rate as a function of the step."

@@ -9,6 +9,25 @@ from pydantic import Field, model_validator
 
 from lm.options import Options
 from lm.train.optimizer_options import OptimizerOptions, check_schedule
+from lm.train.stage_options import (
+    BatchWarmupOptions,
+    StageOptions,
+    check_batch,
+    check_stages,
+    check_warmup,
+    stage_begins,
+)
+
+
+class ActivationCheckpointing(Options):
+    """Which activations are dropped after the forward and computed again in backward; results do not change."""
+
+    kind: Literal["layers", "selective"] = Field(
+        default="layers",
+        description="layers: a layer keeps its input alone, and its whole forward runs again. selective: it keeps what "
+        "its linear layers put out, too, and runs attention, norms, activations and scans again.",
+    )
+    every: int = Field(default=1, ge=1, description="Every n-th layer, the first one among them; the others keep all.")
 
 
 class TrainOptions(Options):
@@ -26,9 +45,18 @@ class TrainOptions(Options):
         description="Neighbouring ranks that hold each row together, a share of its tokens each; divides the number of "
         "ranks. For rows longer than one rank's memory; see docs/sequence-parallel.md.",
     )
+    stages: tuple[StageOptions, ...] = Field(
+        default=(),
+        description="Parts of the run, in their order, with rows, batch, mix or learning rate of their own.",
+    )
+    batch_warmup: BatchWarmupOptions | None = Field(
+        default=None, description="A batch that grows at the beginning; null: it is full from the first step."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights; data.seed decides the order of rows.")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Precision of forward and backward; master weights are fp32 either way."
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="Precision of forward and backward; master weights are fp32 in any case. With fp16 the loss is "
+        "scaled up, by less whenever gradients overflow; those steps are skipped and counted.",
     )
     attention_backend: Literal["reference", "blocked", "triton", "flash", "flex"] | None = Field(
         default=None,
@@ -39,6 +67,18 @@ class TrainOptions(Options):
         default=None,
         description="Kernel of the recurrence in RAT's chunks; null takes the fastest that can run, and the "
         "environment variable BRAID_SCAN_BACKEND comes before either.",
+    )
+    average_decay: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, kept in fp32 beside them, such as 0.999: "
+        "it is evaluated wherever the weights are, and `braid export --average` writes it. Null: none.",
+    )
+    activation_checkpointing: ActivationCheckpointing | None = Field(
+        default=None,
+        description="Less memory for more arithmetic; null keeps every activation. The layers of a base are always "
+        "recomputed.",
     )
     gradient_clipping: float | None = Field(
         default=1.0, gt=0, description="Largest global gradient norm; null leaves gradients as they are."
@@ -81,7 +121,7 @@ class TrainOptions(Options):
     @model_validator(mode="after")
     def _kernels_have_the_precision(self) -> TrainOptions:
         if self.attention_backend == "flash" and self.precision == "fp32":
-            raise ValueError("attention_backend flash has no fp32: set precision to bf16, or take triton")
+            raise ValueError("attention_backend flash has no fp32: set precision to bf16 or fp16, or take triton")
         return self
 
 
@@ -99,21 +139,26 @@ class LogOptions(Options):
     every: int = Field(default=1, ge=1, description="Steps between the printed lines when not on a terminal.")
 
 
-def check_run(train: TrainOptions, optimizer: OptimizerOptions, sequence_length: int) -> None:
-    """Raise ValueError, naming the key to change, if the sections cannot work together."""
+def check_run(train: TrainOptions, optimizer: OptimizerOptions, sequence_length: int, sources: int) -> None:
+    """Raise ValueError, naming the key to change, if the sections cannot work together.
+
+    sequence_length, sources: of the run's data.
+    """
     check_batch("train.global_batch_tokens", train.global_batch_tokens, "data.sequence_length", sequence_length)
     check_schedule("optimizer.schedule", optimizer.schedule, "train.steps", train.steps)
-    if train.sequence_parallel > sequence_length:
+    lengths = {"data.sequence_length": sequence_length} | {
+        f"train.stages.{index}.sequence_length": stage.sequence_length or sequence_length
+        for index, stage in enumerate(train.stages)
+    }
+    key, shortest = min(lengths.items(), key=lambda length: length[1])
+    if train.sequence_parallel > shortest:
         raise ValueError(
-            f"train.sequence_parallel is {train.sequence_parallel}, more than data.sequence_length {sequence_length}: "
-            "every rank needs a token of each row"
+            f"train.sequence_parallel is {train.sequence_parallel}, more than {key} {shortest}: every rank needs "
+            "a token of each row"
         )
-
-
-def check_batch(key: str, tokens: int, length_key: str, length: int) -> None:
-    """Raise ValueError if a batch of `tokens` is not whole rows of `length`."""
-    if tokens % length:
-        below = tokens // length * length
-        raise ValueError(
-            f"{key} is {tokens}, which is not a multiple of {length_key} {length}: use {max(below, length)}"
-        )
+    check_stages(train.stages, train.steps, train.global_batch_tokens, sequence_length, sources)
+    if train.batch_warmup is not None:
+        first = train.stages[0] if train.stages else StageOptions()
+        batch, length = first.global_batch_tokens or train.global_batch_tokens, first.sequence_length or sequence_length
+        first_steps = stage_begins(train.stages, train.steps)[1]
+        check_warmup(train.batch_warmup, train.steps, first_steps, batch, length)

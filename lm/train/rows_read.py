@@ -6,35 +6,58 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lm.data.batches import Batch
+from lm.data.batches import Batch, DocumentSpan
+from lm.data.prepare import Prepared
+from lm.train.timeline import Timeline
 
 Span = tuple[int, int]
 """Rows [first, end) of the order."""
 HALF = 1 << 32
+STRIDE = 1 << 48
+"""More rows than any stage reads: its order's rows are numbered from a multiple of this on."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """Who reads what in a step: a pure function of the step, in numbers of the run's rows.
 
-    rows: that each rank reads. size: of one forward.
+    rank: of the `ranks` that read rows of their own.
     """
 
-    rows: int
-    size: int
+    timeline: Timeline
     rank: int
     ranks: int
 
     def all(self, step: int) -> Span:
         """The rows of all ranks."""
-        rows = self.rows * self.ranks
-        return step * rows, (step + 1) * rows
+        now = self.timeline[step]
+        first = now.source.index * STRIDE + now.first_row
+        return first, first + now.rows
 
     def mine(self, step: int, row: Callable[[int], int]) -> list[list[int]]:
         """The rows of the order for each forward of this rank, whereto `row` takes the run's."""
-        first = self.all(step)[0] + self.rank * self.rows
-        rows = [row(number) for number in range(first, first + self.rows)]
-        return [rows[begin : begin + self.size] for begin in range(0, self.rows, self.size)]
+        now = self.timeline[step]
+        count, size = now.rows // self.ranks, now.micro_batch_size
+        first = self.all(step)[0] + self.rank * count
+        rows = [row(number) for number in range(first, first + count)]
+        return [rows[begin : begin + size] for begin in range(0, count, size)]
+
+
+class RunRows:
+    """The rows of a run by their numbers: those of a stage's order count from a multiple of STRIDE on."""
+
+    def __init__(self, prepared: Prepared, timeline: Timeline) -> None:
+        """Raises UserError where a stage cannot have its rows."""
+        sources = {span.source for span in timeline.spans}
+        self._batches = {s.index: prepared.stage(s.index, s.sequence_length, s.weights) for s in sources}
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Rows of one stage's order."""
+        return self._batches[numbers[0] // STRIDE].rows(number % STRIDE for number in numbers)
+
+    def documents(self, number: int) -> list[DocumentSpan]:
+        """What a row consists of; see `Batches.documents`."""
+        return self._batches[number // STRIDE].documents(number % STRIDE)
 
 
 def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -50,10 +73,12 @@ def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 def row_read(number: int, stepped_over: Sequence[Span]) -> int:
     """The row of the order that a run reads as its row `number`. stepped_over: as `joined` gives them."""
+    stage = number // STRIDE
     for first, end in stepped_over:
         if number < first:
             break
-        number += end - first
+        if first // STRIDE == stage:
+            number += end - first
     return number
 
 

@@ -56,7 +56,7 @@ class Saving:
         counters = checkpoint.read_counters(found)
         require_fit(counters, expected, self._run, found)
         checkpoint.load(found, self._engine.fragments())
-        self._engine.restored(counters.adam_step)
+        self._engine.restored(counters.adam_step, counters.loss_scaler)
         if counters.world == size:
             checkpoint.load_random_state(found, rank)
         else:
@@ -123,7 +123,7 @@ class Saving:
         return f"{kept[0]} is kept" if kept else "there is no checkpoint"
 
     def _begin(self, counters: Counters, sync: Callable[[], None]) -> None:
-        counters = replace(counters, adam_step=self._engine.adam_step)
+        counters = replace(counters, adam_step=self._engine.adam_step, loss_scaler=self._engine.loss_scaler)
         share = checkpoint.share_of(counters, self._engine.fragments(), self._world.rank, self._memory)
         self._writing = Writing(self.root, counters.step, share, self._world, sync)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from lm.train.guard_options import GuardOptions
 from lm.train.observe.options import ObserveOptions
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import LogOptions, TrainOptions, check_run
+from lm.train.timeline import Timeline
 
 
 class Sections(Options):
@@ -32,5 +34,29 @@ class Sections(Options):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
-        check_run(self.train, self.optimizer, self.data.sequence_length)
+        check_run(self.train, self.optimizer, self.data.sequence_length, len(self.data.sources))
         return self
+
+    @model_validator(mode="after")
+    def _checkpointing_fits(self) -> Self:
+        if self.train.activation_checkpointing is not None and "base" in type(self).model_fields:
+            raise ValueError("train.activation_checkpointing: the layers of a base are always recomputed: remove it")
+        return self
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """What every step is."""
+        return Timeline(self.train, self.optimizer, self.data.sequence_length)
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest rows that are read, held-out ones among them."""
+        return max(self.timeline.longest_row, self.data.sequence_length)
+
+    @property
+    def longest_row_key(self) -> str:
+        """Where the length of the longest rows is set."""
+        lengths = [stage.sequence_length for stage in self.train.stages]
+        if self.longest_row == self.data.sequence_length:
+            return "data.sequence_length"
+        return f"train.stages.{lengths.index(self.longest_row)}.sequence_length"

@@ -14,14 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lm.train.distributed import World
+from lm.train.muon import GROUP, Exchange, MuonAdamW, Piece
+
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""What a parameter has: its master weight and AdamW's moments; under Muon a momentum in place of these."""
 
 
 @dataclass(frozen=True)
 class Fragment:
     """The elements of one parameter that this rank holds.
 
-    parts: for each of KINDS a 1-D fp32 view of the elements from `offset` on.
+    parts: for each of its KINDS a 1-D fp32 view of the elements from `offset` on.
     own: the slice of them that this rank saves; ranks that hold the same elements share them out.
     """
 
@@ -38,12 +42,10 @@ class Fragment:
 def initialise_moments(engine: Any) -> None:
     """Gives every master weight its moments, at zero, and the step count 0, as AdamW itself does at its first step."""
     state = engine.basic_optimizer.state
-    for master in _masters(engine):
-        state[master] = {
-            "step": torch.zeros((), dtype=torch.float32, device=master.device),
-            "exp_avg": torch.zeros_like(master),
-            "exp_avg_sq": torch.zeros_like(master),
-        }
+    for master, group in _masters(engine):
+        moments = KINDS[1:2] if group["name"] == GROUP else KINDS[1:]
+        state[master] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
+        state[master] |= {kind: torch.zeros_like(master) for kind in moments}
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -51,13 +53,13 @@ def initialise_moments(engine: Any) -> None:
 def adam_step(engine: Any) -> int:
     """How many updates AdamW has made: the same for all parameters."""
     state = engine.basic_optimizer.state
-    (steps,) = {int(state[master]["step"]) for master in _masters(engine)}
+    (steps,) = {int(state[master]["step"]) for master, _ in _masters(engine)}
     return steps
 
 
 def set_adam_step(engine: Any, step: int) -> None:
     """Sets the count that AdamW's bias correction uses."""
-    for master in _masters(engine):
+    for master, _ in _masters(engine):
         engine.basic_optimizer.state[master]["step"].fill_(step)
 
 
@@ -68,7 +70,7 @@ def fragments(engine: Any, model: nn.Module, rank: int, size: int) -> Iterator[F
         if stage == 0:
             yield _whole(name, parameter, engine.basic_optimizer.state, rank, size)
         elif stage == 3:
-            yield _partition(name, parameter, rank)
+            yield _partition(engine, name, parameter, rank)
         elif parameter._hp_mapping is not None:
             yield _mapped(name, parameter._hp_mapping)
 
@@ -91,30 +93,62 @@ def _trainable(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _masters(engine: Any) -> list[Tensor]:
-    """The fp32 tensors that AdamW updates on this rank: the parameters at stage 0, flat buffers above."""
+def _masters(engine: Any) -> list[tuple[Tensor, dict[str, Any]]]:
+    """The fp32 tensors that the optimizer updates on this rank, each with its group.
+
+    They are the parameters at stage 0, flat buffers above.
+    """
+    groups = engine.basic_optimizer.param_groups
     if engine.zero_optimization_stage() == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    return [tensor for group in engine.basic_optimizer.param_groups for tensor in group["params"]]
+        zero = engine.optimizer
+        flats = enumerate(zero.fp32_partitioned_groups_flat)
+        return [(flat, groups[zero.sub_group_to_group_id[index]]) for index, flat in flats]
+    return [(tensor, group) for group in groups for tensor in group["params"]]
+
+
+def place_matrices(engine: Any, model: nn.Module, world: World) -> None:
+    """Tells Muon which pieces of which matrices its buffers hold. Collective."""
+    optimizer = engine.basic_optimizer
+    if not isinstance(optimizer, MuonAdamW):
+        return
+    shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in _trainable(model)}
+    held = [(fragment, fragment.parts["weight"]) for fragment in fragments(engine, model, world.rank, world.size)]
+    exchanges = {}
+    for master, group in _masters(engine):
+        if group["name"] == GROUP:
+            first, last = master.data_ptr(), master.data_ptr() + master.numel() * master.element_size()
+            pieces = [
+                Piece(fragment.name, fragment.offset, part.numel(), (part.data_ptr() - first) // part.element_size())
+                for fragment, part in held
+                if part.numel() and first <= part.data_ptr() < last
+            ]
+            exchanges[master] = Exchange(world.gather(pieces), shapes, world)
+    optimizer.place(exchanges)
 
 
 def _whole(name: str, master: Tensor, state: Any, rank: int, size: int) -> Fragment:
-    tensors = {"weight": master.detach(), **{kind: state[master][kind] for kind in KINDS[1:]}}
+    moments = [kind for kind in KINDS if kind in state[master]]
+    tensors = {"weight": master.detach(), **{kind: state[master][kind] for kind in moments}}
     parts = {kind: tensor.view(-1) for kind, tensor in tensors.items()}
     numel = master.numel()
     return Fragment(name, 0, parts, slice(numel * rank // size, numel * (rank + 1) // size))
 
 
 def _mapped(name: str, mapping: Any) -> Fragment:
-    parts = {kind: mapping.get_hp_fragment(None if kind == "weight" else kind).detach() for kind in KINDS}
+    moments = [kind for kind in KINDS if kind in mapping.get_optim_state_keys()]
+    parts = {"weight": mapping.get_hp_fragment(), **{kind: mapping.get_hp_fragment(kind) for kind in moments}}
+    parts = {kind: part.detach() for kind, part in parts.items()}
     return Fragment(name, mapping.lp_fragment_address.start, parts, slice(None))
 
 
-def _partition(name: str, parameter: Any, rank: int) -> Fragment:
+def _partition(engine: Any, name: str, parameter: Any, rank: int) -> Fragment:
     partition = parameter.partition_numel()
     offset = min(rank * partition, parameter.ds_numel)
     numel = min(partition, parameter.ds_numel - offset)  # the last ranks' partitions are padded
-    parts = {kind: _local(parameter, kind).detach()[:numel] for kind in KINDS}
+    zero = engine.optimizer
+    flat = zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(parameter)][0]]
+    kinds = [kind for kind in KINDS if kind == "weight" or kind in zero.optimizer.state[flat]]
+    parts = {kind: _local(parameter, kind).detach()[:numel] for kind in kinds}
     return Fragment(name, offset, parts, slice(None))
 
 

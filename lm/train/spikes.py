@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lm.data.batches import Batches
 from lm.train import manifest
 from lm.train.checkpoint import Counters
 from lm.train.distributed import World
@@ -14,7 +13,7 @@ from lm.train.engine import StepResult
 from lm.train.guard import Decision, Guard, Memory
 from lm.train.guard_options import GuardOptions
 from lm.train.journal import Journal
-from lm.train.rows_read import Span, row_read
+from lm.train.rows_read import STRIDE, RunRows, Span, row_read
 from lm.train.saving import Saving, found
 
 
@@ -71,9 +70,7 @@ class Spikes:
 
         return accept
 
-    def settle(
-        self, step: int, result: StepResult, batches: Batches, rows_of: Callable[[int], Span]
-    ) -> Decision | None:
+    def settle(self, step: int, result: StepResult, rows: RunRows, rows_of: Callable[[int], Span]) -> Decision | None:
         """Does what was decided about the step that `accept` was asked about, and returns it; None where nothing was.
 
         rows_of: the rows of the run that a step reads, counted from 0. After a rewind the run must be put back to the
@@ -81,7 +78,7 @@ class Spikes:
         """
         decision = self._decision
         if decision is not None:
-            named = {span.document for row in range(*decision.rows) for span in batches.documents(row)}
+            named = {span.document for row in range(*decision.rows) for span in rows.documents(row)}
             decision = replace(decision, documents=tuple(sorted(named)))
             if decision.action == "rewind":
                 decision = self._where_to(decision, rows_of)
@@ -103,7 +100,8 @@ class Spikes:
         target = self._world.on_rank_zero(lambda: self._target(decision.step, margin) or self._target(decision.step, 0))
         if target is None:
             return replace(decision, action="skip")
-        first = self.row(rows_of(target)[0])
+        # What is stepped over lies in one stage's rows; those of a stage before it are read again.
+        first = max(self.row(rows_of(target)[0]), decision.rows[0] // STRIDE * STRIDE)
         return replace(decision, checkpoint=target, stepped_over=(first, decision.rows[1]))
 
     def _target(self, step: int, margin: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm.errors import UserError
 from lm.train import checkpoint, distributed, manifest
-from lm.train.data_phase import prepare_on_all_ranks, rows_per_rank
+from lm.train.data_phase import prepare_on_all_ranks, require_whole_rows
 from lm.train.folder import Run, RunFolder
 from lm.train.interrupt import StopRequest
 from lm.train.log import METRICS_FILE, read_metrics
@@ -87,12 +87,12 @@ def verify(run: Run, step: int | None = None) -> Verdict:
     if (damage := manifest.damage(path)) is not None:
         raise UserError(f"checkpoint {path} is damaged: {damage}")
     wrote = checkpoint.read_counters(path).world
-    rows = rows_per_rank(run, distributed.launched_size())
+    require_whole_rows(run, distributed.launched_size())
     world = distributed.start()
     progress = Progress(rank=world.rank)
     prepared = prepare_on_all_ranks(run, world, progress)
     with StopRequest(world) as request:
-        training = Training(run, folder, world, progress, prepared, rows, request)
+        training = Training(run, folder, world, progress, prepared, request)
         training.restore_from(path)
         replayed = training.step()
     if replayed is None:

@@ -32,7 +32,7 @@ def _import(chosen: argparse.Namespace) -> None:
 def _export(chosen: argparse.Namespace) -> None:
     from lm.export import export_run
 
-    training = export_run(chosen.run_folder, chosen.folder, chosen.adapter_only)
+    training = export_run(chosen.run_folder, chosen.folder, chosen.adapter_only, chosen.average)
     print(f"{chosen.folder}: the model after {training.steps:,} steps, {training.tokens:,} tokens")
 
 
@@ -74,6 +74,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="the train.output_dir of a run")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the model goes; new, or an earlier export")
     parser.add_argument("--adapter-only", action="store_true", help="the adapter of an extension without its base")
+    parser.add_argument(
+        "--average", action="store_true", help="the moving average of the weights (train.average_decay)"
+    )
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from lm.graft.regression import RegressionModel
 from lm.graft.stages import RegressionRun, RegressionTraining, graft
 from lm.model.documents import Documents
 from lm.run_file import GraftFile, load_run_file
-from lm.train.data_phase import rows_per_rank
+from lm.train.data_phase import require_whole_rows
 from lm.train.log import read_metrics
 from lm.train.loop import train
 
@@ -170,7 +170,7 @@ def test_stage_one_has_rows_and_shares_of_its_own(run_path: Path) -> None:
     assert (first.data.sequence_length, first.train.steps, first.optimizer.lr) == (32, 8, 3e-3)
     assert RegressionRun.model_validate(first.model_dump(mode="json")) == first
     with pytest.raises(UserError, match=r"graft\.regress\.global_batch_tokens: 256 tokens are 8 rows of 32"):
-        rows_per_rank(first, 3, RegressionTraining.section)
+        require_whole_rows(first, 3, RegressionTraining.section)
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("fp32", 3)])

@@ -21,7 +21,7 @@ from lm.errors import UserError
 from lm.model.decoder import LanguageModel
 from lm.run_file import RunFile
 from lm.train import manifest, writing
-from lm.train.data_phase import rows_per_rank
+from lm.train.data_phase import require_whole_rows
 from lm.train.format import short_number
 from lm.train.guard import MAX_SKIPPED_IN_A_ROW
 from lm.train.log import RunLog, read_metrics
@@ -248,9 +248,9 @@ def test_a_run_that_is_never_finite_ends_with_advice(make_run: MakeRun) -> None:
 
 
 def test_ranks_that_cannot_share_the_batch_are_told_which_could(make_run: MakeRun) -> None:
-    assert rows_per_rank(make_run(), 4) == 2
+    require_whole_rows(make_run(), 4)
     with pytest.raises(UserError, match="multiple of 96"):
-        rows_per_rank(make_run(), 3)
+        require_whole_rows(make_run(), 3)
 
 
 @pytest.mark.launch

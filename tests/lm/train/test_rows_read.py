@@ -1,11 +1,16 @@
 """Rows that are read, stepped over and hashed."""
 
+from pathlib import Path
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.data.batches import Batch
-from lm.train.rows_read import HALF, Reading, hash_text, joined, row_read, step_hash
+from lm.train.optimizer_options import OptimizerOptions
+from lm.train.options import TrainOptions
+from lm.train.rows_read import HALF, STRIDE, Reading, hash_text, joined, row_read, step_hash
+from lm.train.timeline import Timeline
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda pair: (pair[0], sum(pair))), max_size=5)
 
@@ -22,13 +27,26 @@ def test_what_is_stepped_over_is_never_read_and_the_rest_is_in_its_order(
 @given(st.sampled_from([(1, 6), (2, 3), (3, 2), (6, 1)]), st.integers(1, 4), st.integers(0, 5))
 def test_ranks_together_read_each_row_once(shape: tuple[int, int], size: int, step: int) -> None:
     ranks, rows = shape
+    timeline = Timeline(
+        TrainOptions(output_dir=Path("unused"), steps=10, global_batch_tokens=6, micro_batch_size=size),
+        OptimizerOptions(lr=1.0),
+        sequence_length=1,
+    )
+    assert rows * ranks == 6
     read = [
         row
         for rank in range(ranks)
-        for forward in Reading(rows, size, rank, ranks).mine(step, lambda number: number)
+        for forward in Reading(timeline, rank, ranks).mine(step, lambda number: number)
         for row in forward
     ]
-    assert read == list(range(6 * step, 6 * step + 6)) == list(range(*Reading(rows, size, 0, ranks).all(step)))
+    assert read == list(range(6 * step, 6 * step + 6)) == list(range(*Reading(timeline, 0, ranks).all(step)))
+
+
+def test_what_is_stepped_over_in_one_stage_is_read_in_the_next() -> None:
+    stepped_over = [(3, 5), (STRIDE + 1, STRIDE + 2)]
+    assert [row_read(number, stepped_over) for number in (2, 3, 9)] == [2, 5, 11]
+    assert [row_read(STRIDE + number, stepped_over) - STRIDE for number in (0, 1, 7)] == [0, 2, 8]
+    assert row_read(2 * STRIDE + 4, stepped_over) == 2 * STRIDE + 4
 
 
 def batch(rows: list[int], lengths: list[int]) -> Batch:

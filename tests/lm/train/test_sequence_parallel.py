@@ -14,7 +14,7 @@ from kernels.exchange import Ranks
 from lm.errors import UserError
 from lm.model.shares import SequenceGroup
 from lm.run_file import RunFile, load_run_file, to_yaml
-from lm.train.data_phase import rows_per_rank
+from lm.train.data_phase import require_whole_rows
 from lm.train.distributed import World
 from lm.train.log import read_metrics
 from lm.train.loop import train
@@ -66,7 +66,7 @@ def test_neighbouring_ranks_read_the_same_rows() -> None:
 
 
 def test_a_batch_is_divided_among_groups(make_run: MakeRun) -> None:
-    assert rows_per_rank(make_run("train.sequence_parallel=2"), 4) == 4  # of 8
+    require_whole_rows(make_run("train.sequence_parallel=2"), 4)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_ranks_that_do_not_divide_are_refused(
     make_run: MakeRun, overrides: list[str], ranks: int, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        rows_per_rank(make_run(*overrides), ranks)
+        require_whole_rows(make_run(*overrides), ranks)
 
 
 def test_a_row_of_fewer_tokens_than_ranks_is_refused_when_the_file_is_read(make_run: MakeRun) -> None:

@@ -33,6 +33,12 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(key: str, nearest: 
     assert nearest in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_what_checkpoints_could_not_read_is_refused(key: str) -> None:
+    with pytest.raises(ValidationError, match=rf"zero_optimization.{key}.device is nvme.*use cpu"):
+        DeepSpeedOptions.model_validate({"zero_stage": 3, "zero_optimization": {key: {"device": "nvme"}}})
+
+
 def test_every_setting_has_one_answer() -> None:
     assert not PASSED_THROUGH & OWNED.keys()
     assert not REFUSED.keys() & (PASSED_THROUGH | OWNED.keys())
@@ -105,12 +111,12 @@ def test_steps_below_one_are_fractions_of_the_run() -> None:
 def test_a_schedule_longer_than_the_run_is_refused() -> None:
     schedule = WsdSchedule(kind="wsd", warmup_steps=60, decay_steps=50)
     with pytest.raises(ValueError, match="take 110 steps"):
-        check_run(train_options(), OptimizerOptions(lr=1e-3, schedule=schedule), 64)
+        check_run(train_options(), OptimizerOptions(lr=1e-3, schedule=schedule), 64, 1)
 
 
 def test_a_batch_that_rows_do_not_fill_is_refused_with_one_that_they_do() -> None:
     with pytest.raises(ValueError, match="use 500"):
-        check_run(train_options(), OptimizerOptions(lr=1e-3), 100)
+        check_run(train_options(), OptimizerOptions(lr=1e-3), 100, 1)
 
 
 def test_flash_attention_needs_bf16() -> None:
