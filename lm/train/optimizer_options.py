@@ -58,8 +58,20 @@ class WsdSchedule(_Warmup):
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="Last learning rate over the peak.")
 
 
+class DampedCosineSchedule(_Warmup):
+    """Warm-up, then a cosine that goes down and up again, each time less high."""
+
+    kind: Literal["damped_cosine"] = Field(description="Cosine cycles below a falling peak.")
+    cycles: int = Field(default=3, ge=1, description="Peaks, the first one at the end of the warm-up among them.")
+    damping: float = Field(
+        default=2.0, ge=0, description="The peak falls by exp(-damping) over the run; 0 keeps all peaks equally high."
+    )
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Learning rate of every valley over the peak.")
+
+
 ScheduleOptions = Annotated[
-    ConstantSchedule | LinearSchedule | CosineSchedule | WsdSchedule, Field(discriminator="kind")
+    ConstantSchedule | LinearSchedule | CosineSchedule | DampedCosineSchedule | WsdSchedule,
+    Field(discriminator="kind"),
 ]
 
 

@@ -7,6 +7,7 @@ import math
 from lm.train.optimizer_options import (
     ConstantSchedule,
     CosineSchedule,
+    DampedCosineSchedule,
     LinearSchedule,
     ScheduleOptions,
     WsdSchedule,
@@ -31,6 +32,10 @@ def learning_rate(peak: float, schedule: ScheduleOptions, step: int, steps: int)
             return peak * _between(1 - _progress(step, warmup, steps), floor)
         case CosineSchedule(min_lr_ratio=floor):
             return peak * _between(_cosine(_progress(step, warmup, steps)), floor)
+        case DampedCosineSchedule(min_lr_ratio=floor, cycles=cycles, damping=damping):
+            # (P + V) / 2 + (P - V) / 2 cos(pi (2 n - 1) p), with a falling peak P and a constant valley V.
+            done = _progress(step, warmup, steps)
+            return peak * _between(math.exp(-damping * done) * _cosine((2 * cycles - 1) * done), floor)
         case WsdSchedule(min_lr_ratio=floor, decay_shape=shape, decay_steps=decay):
             done = _progress(step, steps - schedule_steps(decay, steps), steps)
             left = {"linear": 1 - done, "cosine": _cosine(done), "sqrt": 1 - math.sqrt(done)}[shape]

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from lm.train.optimizer_options import (
     ConstantSchedule,
     CosineSchedule,
+    DampedCosineSchedule,
     LinearSchedule,
     ScheduleOptions,
     WsdSchedule,
@@ -63,6 +65,27 @@ def test_a_stable_phase_lies_between_warmup_and_decay() -> None:
 def test_cosine_is_halfway_in_the_middle() -> None:
     schedule = CosineSchedule(kind="cosine", min_lr_ratio=0.2)
     assert learning_rate(1.0, schedule, 50, 100) == pytest.approx(0.6)
+
+
+def damped(**values: float) -> list[float]:
+    schedule = DampedCosineSchedule.model_validate({"kind": "damped_cosine", "min_lr_ratio": 0.1} | values)
+    return [learning_rate(1.0, schedule, step, 100) for step in range(101)]
+
+
+def test_a_damped_cosine_has_falling_peaks_above_one_valley() -> None:
+    rates = damped(cycles=3, damping=1.0)
+    peaks = [rates[0], *(b for a, b, c in zip(rates, rates[1:], rates[2:], strict=False) if a < b > c)]
+    valleys = [b for a, b, c in zip(rates, rates[1:], rates[2:], strict=False) if a > b < c]
+    assert peaks == pytest.approx([0.1 + 0.9 * math.exp(-x) for x in (0, 0.4, 0.8)], abs=0.02)
+    assert valleys == pytest.approx([0.1, 0.1], abs=1e-6)
+    assert rates[100] == pytest.approx(0.1)
+
+
+def test_one_cycle_without_damping_is_half_a_cosine() -> None:
+    cosine = CosineSchedule(kind="cosine", min_lr_ratio=0.1)
+    assert damped(cycles=1, damping=0.0) == pytest.approx(
+        [learning_rate(1.0, cosine, step, 100) for step in range(101)]
+    )
 
 
 def test_constant_stays() -> None:
