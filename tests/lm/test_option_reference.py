@@ -35,7 +35,7 @@ def test_every_key_has_a_row_with_its_description() -> None:
     [
         "| `steps` | integer ≥ 1 | required | Optimizer steps of the whole run. |",
         "| `chunk_size` | integer ≥ 1 | `16` | Tokens per chunk",
-        '| `precision` | `fp32`, `bf16` | `"fp32"` | ',
+        '| `precision` | `fp32`, `bf16`, `fp16` | `"fp32"` | ',
         "| `sources` | list of: section | required | ",
         "## `data.sources.0`, kind `text`\n",
         "## `model.mixers.NAME`, kind `rat`\n",

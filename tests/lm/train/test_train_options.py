@@ -121,5 +121,5 @@ def test_a_batch_that_rows_do_not_fill_is_refused_with_one_that_they_do() -> Non
 
 def test_flash_attention_needs_bf16() -> None:
     assert train_options(attention_backend="flash", precision="bf16").attention_backend == "flash"
-    with pytest.raises(ValidationError, match="flash has no fp32: set precision to bf16, or take triton"):
+    with pytest.raises(ValidationError, match="flash has no fp32: set precision to bf16 or fp16, or take triton"):
         train_options(attention_backend="flash")
