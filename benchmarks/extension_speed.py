@@ -98,13 +98,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    found = {}
+    found: dict[str, dict[str, Seconds]] = {}
     for length in map(positive, chosen.lengths.split(",")):
         works = {"attention": attention_works(length), "step": step_works(length)}
         found[str(length)] = {part: medians(work, chosen.rounds) for part, work in works.items()}
+        if chosen.json is not None:
+            chosen.json.write_text(json.dumps(found, indent=2) + "\n")
     print(table(found))
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
