@@ -7,7 +7,8 @@ side runs in a fresh process and gets to the same end: every document as `[bos] 
 time of `map` alone counts, and beside it that of loading the file before it; for Braid everything from start to end,
 reading and checksums included. With SentencePiece `map` calls the library's own batch encoding; with a Hugging Face
 tokenizer the tokenizer itself, as its documentation has it. Then Braid is killed twice on the way: what was finished
-must stay untouched, and the result must be the same tokens.
+must stay untouched, and the result must be the same tokens. CPU time of all processes is compared, too, for machines
+that are busy.
 """
 
 from __future__ import annotations
@@ -30,16 +31,27 @@ from lm.data.options import DataOptions, SentencePieceOptions, SourceOptions
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import find_source
 
-PREPARE = """
+CPU = """
+import resource
+def cpu():
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+"""
+PREPARE = (
+    CPU
+    + """
 import sys, time
 from lm.data.options import DataOptions
 from lm.data.prepare import prepare
 if __name__ == "__main__":
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), cpu()
     prepared = prepare(DataOptions.model_validate_json(sys.argv[1]), processes=int(sys.argv[2]))
-    print(time.perf_counter() - begin, prepared.statistics.tokens, prepared.fingerprint)
+    print(time.perf_counter() - begin, cpu() - used, prepared.statistics.tokens, prepared.fingerprint)
 """
-MAP = """
+)
+MAP = (
+    CPU
+    + """
 import sys, time
 import datasets
 corpus, kind, tokenizer, cache, processes = sys.argv[1:]
@@ -58,12 +70,13 @@ else:
 if __name__ == "__main__":
     begin = time.perf_counter()
     loaded = datasets.load_dataset("json", data_files=corpus, split="train", cache_dir=cache)
-    middle = time.perf_counter()
+    middle, used = time.perf_counter(), cpu()
     mapped = loaded.map(encode, batched=True, remove_columns=loaded.column_names, num_proc=int(processes))
-    end = time.perf_counter()
+    end, used = time.perf_counter(), cpu() - used
     tokens = sum(len(ids) for batch in mapped.with_format("numpy").iter(1000) for ids in batch["input_ids"])
-    print(middle - begin, end - middle, tokens)
+    print(middle - begin, end - middle, used, tokens)
 """
+)
 
 
 def write_corpus(path: Path, copies: int) -> int:
@@ -149,7 +162,7 @@ def kill_twice(options: DataOptions, processes: int, fingerprint: str) -> str:
         assert before.items() <= made.items(), "a finished shard was tokenized twice"
         before = made
         kept.append(len(made))
-    _, tokens, found = run(PREPARE, [options.model_dump_json(), str(processes)])
+    _, _, tokens, found = run(PREPARE, [options.model_dump_json(), str(processes)])
     assert before.items() <= shards(options.cache_dir).items(), "a finished shard was tokenized twice"
     assert found == fingerprint, "the tokens differ from those of an undisturbed run"
     total = len(shards(options.cache_dir))
@@ -170,14 +183,16 @@ def loader_speed(options: DataOptions, steps: int = 2000) -> float:
 def measure(corpus: Path, kind: str, tokenizer: Path, processes: int, size: int, kills: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = options_for(corpus, kind, tokenizer, Path(folder) / "ours", processes)
-        seconds, tokens, fingerprint = run(PREPARE, [ours.model_dump_json(), str(processes)])
+        seconds, cpu, tokens, fingerprint = run(PREPARE, [ours.model_dump_json(), str(processes)])
         theirs = [str(corpus), kind, str(tokenizer), f"{folder}/theirs", str(processes)]
-        loading, mapping, mapped_tokens = run(MAP, theirs)
+        loading, mapping, mapping_cpu, mapped_tokens = run(MAP, theirs)
         assert tokens == mapped_tokens, f"{tokens} tokens here, {mapped_tokens} there"
         count, own, other, load = int(tokens), float(seconds), float(mapping), float(loading)
         print(f"{kind}: {size / 1e6:.1f} MB, {count:,} tokens, {processes} processes")
         for name, taken in (("braid prepare", own), ("datasets.map", other), ("load and map", load + other)):
             print(f"  {name:14} {taken:6.2f} s {count / taken:12,.0f} tokens/s   ratio {taken / own:.2f}")
+        ratio = float(mapping_cpu) / float(cpu)
+        print(f"  CPU time: {float(cpu):.2f} s, of datasets.map {float(mapping_cpu):.2f} s, ratio {ratio:.2f}")
         print(f"  batches of 4 rows of 1,024 tokens: {loader_speed(ours):,.0f} tokens/s in one process")
         if kills:
             shutil.rmtree(ours.cache_dir)

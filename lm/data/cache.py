@@ -19,12 +19,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lm.errors import UserError
 
 _MANIFEST = "manifest.json"
 _VERIFIED = "verified.json"
+_SYNCS = 8
 _log = logging.getLogger(__name__)
 
 
@@ -124,8 +126,9 @@ def _write_manifest(folder: Path) -> None:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _checksum(path)} for path in paths
     }
     (folder / _MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-    for path in [*paths, folder / _MANIFEST, *filter(Path.is_dir, folder.rglob("*")), folder]:
-        _sync(path)
+    # At once, so that the file system writes them down together instead of one by one.
+    with ThreadPoolExecutor(_SYNCS) as pool:
+        list(pool.map(_sync, [*paths, folder / _MANIFEST, *filter(Path.is_dir, folder.rglob("*")), folder]))
 
 
 def _checksum(path: Path) -> str:
