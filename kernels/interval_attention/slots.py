@@ -28,6 +28,13 @@ class Slots:
             return None
         return torch.arange(self.count, device=self.used.device) < self.used[:, None, None, None]
 
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """`visible` as what is added to float32 scores."""
+        if self.visible is None:
+            return None
+        return torch.zeros(self.visible.shape, device=self.used.device).masked_fill_(~self.visible, -torch.inf)
+
 
 def attend_slots(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, *, extra_score: Tensor | None = None) -> Tensor:
     """Softmax attention of each row's query over the slots in use.
@@ -39,6 +46,11 @@ def attend_slots(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, *, extra
     grouped = q.view(len(q), keys.shape[1], -1, q.shape[2])  # queries that share keys: rows of one small matrix
     if extra_score is None:
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=slots.visible)
+    elif q.device.type == "cpu" and not torch.is_grad_enabled():
+        # One call that holds no scores: an entry whose value is 0 only shrinks what the others give.
+        bias = None if slots.bias is None else slots.bias.to(q.dtype)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(grouped, keys, values, attn_mask=bias)
+        out = out * torch.sigmoid(lse - extra_score.view(lse.shape))[..., None].to(out.dtype)
     else:
         scores = (grouped @ keys.transpose(2, 3)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[2] ** -0.5
         if slots.visible is not None:

@@ -12,12 +12,14 @@ from kernels.interval_attention.slots import Slots, attend_slots
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("extra", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_equals_softmax_over_the_slots_in_use(used, kv_heads, extra, dtype):
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_equals_softmax_over_the_slots_in_use(used, kv_heads, extra, dtype, with_gradients):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, 4, 8, generator=generator, dtype=torch.float64).to(dtype)
     keys, values = torch.randn(2, 3, kv_heads, 7, 8, generator=generator, dtype=torch.float64).to(dtype)
     score = torch.randn(3, 4, generator=generator, dtype=torch.float64) if extra else None
-    out = attend_slots(q, keys, values, Slots(torch.tensor(used)), extra_score=score)
+    with torch.set_grad_enabled(with_gradients):
+        out = attend_slots(q, keys, values, Slots(torch.tensor(used)), extra_score=score)
     assert out.dtype == dtype
     assert out.shape == q.shape
     tolerance = 1e-12 if dtype == torch.float64 else 2e-2
