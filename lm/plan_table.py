@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from lm.plan import Memory, Plan, rank_memory
-from lm.run_file import AnyRun, GraftFile
+from lm.run_file import AnyRun, GraftFile, RunFile
 from lm.train.format import short_number
+from lm.train.optimizer import parameter_groups
 from lm.train.precision import DTYPES
 from lm.train.recompute import planned
 from lm.train.timeline import Span
@@ -85,6 +87,23 @@ def _of_the_base(plan: Plan) -> str:
     return f"; the base: {byte_size(plan.base_cache_bytes)}, {plan.base_cache_bytes / plan.cache_bytes:.3g} times that"
 
 
+def _rates(run: AnyRun) -> dict[str, str]:
+    """Peak learning rate of each group of parameters, where they are not all the run's."""
+    optimizer = run.optimizer
+    if optimizer.base_width is None and optimizer.kind == "adamw":
+        return {}
+    if not isinstance(run, RunFile):
+        return {}
+    with torch.device("meta"):
+        built = run.trainee.build()
+    groups = parameter_groups(built.model, optimizer.weight_decay, built.lr_factors, optimizer.kind == "muon")
+    return {
+        f"  lr of {group['name']}, group {index}": f"{optimizer.lr * group['lr_factor']:.3g}, weight decay "
+        f"{group['weight_decay']:.3g}, {sum(p.numel() for p in group['params']):,} parameters"
+        for index, group in enumerate(groups)
+    }
+
+
 def _span(span: Span) -> str:
     return (
         f"stage {span.stage}: {span.rows:,} rows of {span.source.sequence_length:,}, {short_number(span.tokens)} tokens"
@@ -111,6 +130,7 @@ def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
         "  optimizer": byte_size(memory.optimizer),
         "  activations": f"about {byte_size(memory.activations)} for the rows of one forward",
     }
+    rows |= _rates(run)
     if len(spans) > 1:
         rows |= {f"  from step {span.first_step:,}": _span(span) for span in spans}
     if isinstance(run, GraftFile):

@@ -100,12 +100,18 @@ class RunFile(_Evaluated, Sections, _FromScratch):
             )
         return self
 
+    @model_validator(mode="after")
+    def _width_can_be_carried_over(self) -> Self:
+        if self.optimizer.base_width is not None and self.model.tie_word_embeddings:
+            raise ValueError("optimizer.base_width needs a head of its own: set model.tie_word_embeddings to false")
+        return self
+
     @property
     def trainee(self) -> Trainee:
         """The model, for the training loop."""
         from lm.train.trainee import FromScratch  # torch comes with it
 
-        return FromScratch(self.model)
+        return FromScratch(self.model, self.optimizer)
 
 
 class ExtensionFile(_Evaluated, Sections, _Measured, _Lora, _Extend, _FromBase):

@@ -90,6 +90,12 @@ class OptimizerOptions(Options):
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="Decay rate of Muon's momentum; of kind muon alone.")
     weight_decay: float = Field(default=0.1, ge=0, description="Decoupled weight decay of matrices.")
+    base_width: int | None = Field(
+        default=None,
+        ge=1,
+        description="model.hidden_size at which learning rate and initializer_range were tuned: they are carried over "
+        "to this model's by the maximal update parametrisation. Null: they are this model's own.",
+    )
     schedule: ScheduleOptions = Field(
         default=ConstantSchedule(), description="Learning rate as a function of the step."
     )

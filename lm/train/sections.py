@@ -41,6 +41,8 @@ class Sections(Options):
     def _checkpointing_fits(self) -> Self:
         if self.train.activation_checkpointing is not None and "base" in type(self).model_fields:
             raise ValueError("train.activation_checkpointing: the layers of a base are always recomputed: remove it")
+        if self.optimizer.base_width is not None and "base" in type(self).model_fields:
+            raise ValueError("optimizer.base_width: a base has its weights already: remove it")
         return self
 
     @cached_property

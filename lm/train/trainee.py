@@ -16,6 +16,8 @@ from lm.model.mixers import Mixer
 from lm.model.options import ModelOptions
 from lm.plan import Plan, make_plan
 from lm.train.checkpoint import Counters
+from lm.train.optimizer_options import OptimizerOptions
+from lm.train.width import carry_over
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,17 @@ class Trainee(Protocol):
 
 @dataclass(frozen=True)
 class FromScratch:
-    """A Braid model whose weights begin at random."""
+    """A Braid model whose weights begin at random. optimizer: what its weights and rates are carried over by."""
 
     options: ModelOptions
+    optimizer: OptimizerOptions | None = None
 
     def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
         return make_plan(self.options, sequence_length, dtype)
 
     def build(self) -> Built:
-        return Built(LanguageModel(self.options))
+        model = LanguageModel(self.options)
+        return Built(model, {} if self.optimizer is None else carry_over(model, self.optimizer))
 
     def save(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: Tokenizer, counters: Counters) -> None:
         """A Hugging Face folder, beside the tokenizer as it was trained with."""
