@@ -36,7 +36,7 @@ model:
   layers: global*{layers}
 data:
   tokenizer: {{kind: numbers, size: 512}}
-  sources: [{{kind: copy}}]
+  sources: [{{kind: copy, length: 32}}]
   sequence_length: 64
 train:
   output_dir: "{output}"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,12 +30,6 @@ def launch(*command: str) -> None:
     subprocess.run(
         [binaries / command[0], *command[1:]], env=environment | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def curve(folder: Path, key: str = "loss") -> list[float]:
@@ -89,9 +82,3 @@ def check_one_process_goes_on(folder: Path, make_run: MakeRun, alone: Path) -> N
     train(make_run(f"train.output_dir={folder}", *OVERRIDES))
     assert curve(folder)[:10] == before[:10]
     assert curve(folder) == pytest.approx(curve(alone), abs=1e-5)
-
-
-def test_two_ranks_of_the_deepspeed_launcher_do_too(alone: Path, run_path: Path, tmp_path: Path) -> None:
-    port = f"--master_port={free_port()}"
-    launch("deepspeed", port, "--num_accelerators=2", str(SCRIPT), str(run_path), str(tmp_path), "1")
-    assert curve(tmp_path / "stage-1") == pytest.approx(curve(alone), abs=1e-5)
