@@ -20,10 +20,11 @@ from lm.data.tokenizers import load_tokenizer
 from lm.errors import UserError
 from lm.model.decoder import LanguageModel
 from lm.run_file import RunFile
-from lm.train import manifest, writing
+from lm.train import loop, manifest, writing
 from lm.train.data_phase import require_whole_rows
 from lm.train.format import short_number
 from lm.train.guard import MAX_SKIPPED_IN_A_ROW
+from lm.train.interrupt import Interruptible
 from lm.train.log import RunLog, read_metrics
 from lm.train.loop import train
 
@@ -206,6 +207,24 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert exact(tmp_path / "out") == exact(whole)
 
 
+def test_on_a_full_disk_older_checkpoints_make_room(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, folder = writing.write_tensors, tmp_path / "out" / "checkpoints"
+
+    def room_for_two(path: Path, *rest: Any) -> Any:
+        if len(manifest.checkpoints(folder)) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, *rest)
+
+    monkeypatch.setattr(writing, "write_tensors", room_for_two)
+    train(make_run("train.steps=14", "train.sample_tokens=0"))
+    assert "step-000004 made room for the next checkpoint" in capsys.readouterr().out.replace("\n", " ")
+    kept = manifest.checkpoints(folder)
+    assert manifest.step_of(kept[0]) == 14
+    assert all(manifest.damage(path) is None for path in kept)
+
+
 def train_until(run: RunFile, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains, and raises KeyboardInterrupt before the record of `step` is written."""
     write = RunLog.write
@@ -283,6 +302,50 @@ def test_a_signal_lets_the_step_end_and_saves_it(
     monkeypatch.undo()
     train(make_run())
     assert exact(tmp_path / "out") == exact(whole)
+
+
+def test_a_signal_in_an_evaluation_leaves_it_to_the_next_start(
+    whole: Path, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = Interruptible.forward, []
+
+    def signalled(model: Interruptible, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(model, batch)
+
+    monkeypatch.setattr(Interruptible, "forward", signalled)
+    with pytest.raises(SystemExit) as ended:
+        train(make_run("train.evaluate_every=8"))
+    assert ended.value.code == 0
+    assert "validation_loss" not in read_metrics(tmp_path / "out" / "metrics.jsonl")[-1]
+    assert [manifest.step_of(path) for path in manifest.checkpoints(tmp_path / "out" / "checkpoints")] == [8, 4]
+    train(make_run("train.evaluate_every=8"))
+    found, expected = (held_out(folder) for folder in (tmp_path / "out", whole))
+    assert found == expected
+    assert [step for step, _ in found] == [8, 16, 20]
+
+
+def held_out(folder: Path) -> list[tuple[int, float]]:
+    records = read_metrics(folder / "metrics.jsonl")
+    return [(record["step"], record["validation_loss"]) for record in records if "validation_loss" in record]
+
+
+def test_a_signal_after_the_last_step_leaves_the_rest_to_the_next_start(
+    whole: Path, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = begun_copy(whole, tmp_path / "out", steps=(20,))
+    shutil.rmtree(copy / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "finish", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as ended:
+            train(make_run())
+    assert ended.value.code == 0
+    assert not (copy / "complete.json").exists()
+    train(make_run())
+    assert (copy / "complete.json").exists()
+    assert (copy / "model").exists()
 
 
 @pytest.mark.launch
