@@ -52,6 +52,23 @@ def test_a_resumed_run_is_bit_identical(stage: int, precision: str, tmp_path: Pa
     assert steps(resumed, 3, 6) == expected
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_dropout_draws_the_same_after_a_resume(stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TinyModel, "dropout", 0.3)
+    engine = make_engine(stage, "fp32")
+    steps(engine, 0, 2)
+    folder = checkpoint.save(tmp_path, Counters(step=2, adam_step=2), engine.fragments(), engine.world)
+    expected = steps(engine, 2, 4)
+    resumed = make_engine(stage, "fp32")
+    checkpoint.load(folder, resumed.fragments())
+    resumed.restored(2)
+    assert steps(resumed, 2, 4) != expected  # other draws
+    checkpoint.load(folder, resumed.fragments())
+    resumed.restored(2)
+    checkpoint.load_random_state(folder, 0)
+    assert steps(resumed, 2, 4) == expected
+
+
 @pytest.mark.parametrize("stage", range(4))
 def test_many_micro_batches_of_bf16_add_up_exactly(stage: int, capfd: pytest.CaptureFixture[str]) -> None:
     batch = micro_batches(0)[0]
