@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from torch import nn
 
 from lm.data.prepare import Prepared, Validation
 from lm.data.store import TokenStore
+from lm.errors import UserError
 from lm.plan import Plan
 from lm.train.checkpoint import read_counters
 from lm.train.compressors import compressed_bits_per_byte
 from lm.train.environment import describe_environment
 from lm.train.evaluation import Evaluation
 from lm.train.folder import Run, RunFolder
+from lm.train.interrupt import Stopped, StopRequest
 from lm.train.model_file import full_weights
 from lm.train.progress import Progress
 from lm.train.report import save_report_data, write_report
@@ -55,6 +58,18 @@ def finish(
         folder.root, evaluation=evaluation, plan=plan, sample=sample, environment=describe_environment(ranks)
     )
     progress.say(f"report: {write_report(folder.root)}")
+
+
+def finished(request: StopRequest, write: Callable[[], None]) -> bool:
+    """Whether `write` came to its end, in one process; a signal leaves it. Raises UserError where the disk fails."""
+    try:
+        with request.at_once():
+            write()
+    except Stopped:
+        return False
+    except OSError as error:
+        raise UserError(f"train.output_dir: {error}. The training is done; make room, then start again.") from None
+    return True
 
 
 def baselines(validation: Validation) -> dict[str, float]:

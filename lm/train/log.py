@@ -161,6 +161,8 @@ class RunLog:
             self._tensorboard.close()
             self._tensorboard = None
         if self._metrics is not None:
+            with suppress(OSError):
+                self._append()
             self._metrics.close()
             self._metrics = None
 

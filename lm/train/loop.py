@@ -19,7 +19,7 @@ from lm.train.checkpoint import Counters
 from lm.train.data_phase import prepare_on_all_ranks, require_whole_rows
 from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
-from lm.train.finish import finish
+from lm.train.finish import finish, finished
 from lm.train.flops import StepFlops
 from lm.train.folder import Run, RunFolder
 from lm.train.guard import Decision, SkippedSteps
@@ -41,6 +41,7 @@ from lm.train.spikes import Spikes
 from lm.train.timeline import Step
 from lm.train.trainee import Built
 from lm.train.watchdog import Watchdog
+from lm.train.writing import saying_that_the_disk_is_full
 
 
 def train(run: Run, kind: type[Training] | None = None, hook: Hook | None = None) -> None:
@@ -51,7 +52,8 @@ def train(run: Run, kind: type[Training] | None = None, hook: Hook | None = None
     message, SystemExit.
     """
     try:
-        _train(run, kind or Training, hook)
+        with saying_that_the_disk_is_full():
+            _train(run, kind or Training, hook)
     except UserError:
         if distributed.launched_rank() != 0:
             raise SystemExit(2) from None
@@ -274,26 +276,17 @@ class Training:
 
     def finish(self) -> None:
         """Writes what the run leaves behind, and marks it as complete; a signal leaves that to the next start."""
+
+        def write() -> None:
+            newest, last, ranks = checkpoints(self.folder.checkpoints)[0], self.held_out.last, self.world.size
+            finish(self.run, self.folder, self.progress, self.prepared, self.plan, last, newest, ranks)
+            self.folder.complete(self.counters.step)
+
         try:
             if self.held_out.last is None:
                 self.held_out(self.counters.step)  # the run was stopped between its last step and here
-            if self.world.on_rank_zero(self._finish_alone):
+            if self.world.on_rank_zero(lambda: finished(self.request, write)):
                 return
         except Stopped:
             pass
         self._stop(self.request.noted or signal.SIGTERM, self.saving.kept())
-
-    def _finish_alone(self) -> bool:
-        """For rank 0: whether everything was written."""
-        run, folder = self.run, self.folder
-        newest = checkpoints(folder.checkpoints)[0]
-        try:
-            with self.request.at_once():
-                last, ranks = self.held_out.last, self.world.size
-                finish(run, folder, self.progress, self.prepared, self.plan, last, newest, ranks)
-                folder.complete(self.counters.step)
-        except Stopped:
-            return False
-        except OSError as error:
-            raise UserError(f"train.output_dir: {error}. The training is done; make room, then start again.") from None
-        return True

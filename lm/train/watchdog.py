@@ -118,9 +118,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            late = self._timeout is not None and time.monotonic() - self._pulse[0] > self._timeout
-            if late:
+            if self._late():
                 _, what = self._lost()
+                if not self._late():
+                    continue  # it went on meanwhile: slow, not lost
             elif self._home_gone.is_set() and not self._over.wait(SILENT_SECONDS):
                 what = _HOME_IS_SILENT
             else:
@@ -128,6 +129,9 @@ class Watchdog:
             if not self._over.is_set():
                 self._say(what)
                 os._exit(RANK_LOST)
+
+    def _late(self) -> bool:
+        return self._timeout is not None and time.monotonic() - self._pulse[0] > self._timeout
 
     def _beat(self) -> None:
         self._counts += 1

@@ -7,8 +7,9 @@ thread can come between those of training.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm.errors import UserError
 from lm.train import manifest
 from lm.train.distributed import World
 from lm.train.random_state import State
 from lm.train.tensor_file import FileEntry, write_tensors, write_text
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def saying_that_the_disk_is_full() -> Iterator[None]:
+    """Makes a UserError of the errors of a full disk that nothing else has met."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(f"train.output_dir: {error}. Make room, then start again: nothing is lost.") from None
 
 
 class SaveError(Exception):
