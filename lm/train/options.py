@@ -109,10 +109,10 @@ class TrainOptions(Options):
         description="Whether training goes on while a checkpoint is written; false saves the memory of a copy of it.",
     )
     rank_timeout: float | None = Field(
-        default=1800,
+        default=540,
         gt=0,
-        description="Seconds without progress after which all ranks stop and name the one that holds them up; longer "
-        "than any single evaluation or step takes; null waits for ever.",
+        description="Seconds that ranks wait for one that does not go on, before all stop and name it; less than the "
+        "ten minutes after which NCCL ends them without a name. null waits for ever.",
     )
     profile: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="Steps whose trace is written into profile/ of the run's folder; see docs/observe.md."

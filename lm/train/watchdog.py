@@ -45,13 +45,18 @@ class Beat:
     waiting: bool
 
 
-def lost(earlier: Sequence[Beat], later: Sequence[Beat]) -> tuple[list[int], str]:
-    """The ranks that hold up the others, and what became of them. earlier, later: beats of all ranks."""
+def lost(earlier: Sequence[Beat], later: Sequence[Beat]) -> tuple[list[int], str] | None:
+    """The ranks that hold up the others, and what became of them; None where nobody waits, so that all are but slow.
+
+    earlier, later: beats of all ranks. Where all wait for each other, no rank is named, and the places of all are.
+    """
     silent = [rank for rank, (a, b) in enumerate(zip(earlier, later, strict=True)) if a.count == b.count]
     if silent:
         return silent, f"{_ranks(silent)} gave no sign for {SILENT_SECONDS:.0f} s: ended, stopped or unreachable"
     busy = [rank for rank, beat in enumerate(later) if not beat.waiting]
-    if busy and len(busy) < len(later):
+    if len(busy) == len(later):
+        return None
+    if busy:
         where = "; ".join(f"rank {rank} is at {later[rank].place}" for rank in busy)
         return busy, f"{_ranks(busy)} did not go on for {later[busy[0]].idle:.0f} s while the others waited: {where}"
     where = "; ".join(f"rank {rank} is at {beat.place}" for rank, beat in enumerate(later))
@@ -100,9 +105,9 @@ class Watchdog:
         if self._store is None:
             return
         if isinstance(error, RuntimeError) and connection_broke(error):
-            found, what = self._lost()
-            if found:
-                self._say(what)
+            verdict = self._lost()
+            if verdict is not None and verdict[0]:
+                self._say(verdict[1])
                 self._over.set()
                 os._exit(RANK_LOST)
         self._over.set()
@@ -119,9 +124,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
             if self._late():
-                _, what = self._lost()
-                if not self._late():
-                    continue  # it went on meanwhile: slow, not lost
+                verdict = self._lost()
+                if verdict is None or not self._late():
+                    continue  # slow, not lost
+                what = verdict[1]
             elif self._home_gone.is_set() and not self._over.wait(SILENT_SECONDS):
                 what = _HOME_IS_SILENT
             else:
@@ -144,13 +150,14 @@ class Watchdog:
         keys = [str(rank) for rank in range(self._world.size)]
         return [Beat(**json.loads(value)) for value in self._store.multi_get(keys)]
 
-    def _lost(self) -> tuple[list[int], str]:
-        def compare() -> tuple[list[int], str]:
+    def _lost(self) -> tuple[list[int], str] | None:
+        def compare() -> list[tuple[list[int], str] | None]:
             earlier = self._beats()
             time.sleep(SILENT_SECONDS)
-            return lost(earlier, self._beats())
+            return [lost(earlier, self._beats())]
 
-        return answer(compare, 3 * SILENT_SECONDS) or ([0], _HOME_IS_SILENT)
+        found = answer(compare, 3 * SILENT_SECONDS)
+        return ([0], _HOME_IS_SILENT) if found is None else found[0]
 
     def _say(self, what: str) -> None:
         """Says it, if no other rank has: those that end on account of the lost one are not to be named too."""

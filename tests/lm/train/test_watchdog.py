@@ -4,8 +4,6 @@ import sys
 import threading
 from typing import Any
 
-import pytest
-
 from lm.train.watchdog import Beat, connection_broke, lost, where
 
 
@@ -14,24 +12,31 @@ def beat(count: int, idle: float = 0.0, place: str = "lm/x.py:1 (f)", waiting: b
 
 
 def test_a_rank_without_a_sign_is_named() -> None:
-    found, what = lost([beat(5), beat(9), beat(5)], [beat(8), beat(9), beat(8)])
-    assert found == [1]
-    assert "rank 1 gave no sign" in what
+    verdict = lost([beat(5), beat(9), beat(5)], [beat(8), beat(9), beat(8)])
+    assert verdict is not None
+    assert verdict[0] == [1]
+    assert "rank 1 gave no sign" in verdict[1]
 
 
 def test_a_rank_that_does_not_come_to_the_others_is_named_with_its_place() -> None:
     waiting, busy = beat(8, 60, waiting=True), beat(8, 61, "lm/data/rows.py:57 (fill)")
-    found, what = lost([beat(5), beat(5), beat(5)], [waiting, busy, waiting])
+    verdict = lost([beat(5), beat(5), beat(5)], [waiting, busy, waiting])
+    assert verdict is not None
+    found, what = verdict
     assert found == [1]
     assert "rank 1 did not go on for 61 s while the others waited: rank 1 is at lm/data/rows.py:57 (fill)" in what
 
 
-@pytest.mark.parametrize("waiting", [True, False])
-def test_where_nobody_is_to_blame_everyone_is_shown(waiting: bool) -> None:
-    after = [beat(8, 60, "lm/a.py:1 (a)", waiting), beat(8, 61, "lm/b.py:2 (b)", waiting)]
-    found, what = lost([beat(5), beat(5)], after)
-    assert found == []
-    assert "rank 0 is at lm/a.py:1 (a); rank 1 is at lm/b.py:2 (b)" in what
+def test_where_all_wait_for_each_other_everyone_is_shown() -> None:
+    after = [beat(8, 60, "lm/a.py:1 (a)", waiting=True), beat(8, 61, "lm/b.py:2 (b)", waiting=True)]
+    verdict = lost([beat(5), beat(5)], after)
+    assert verdict is not None
+    assert verdict[0] == []
+    assert "rank 0 is at lm/a.py:1 (a); rank 1 is at lm/b.py:2 (b)" in verdict[1]
+
+
+def test_where_nobody_waits_nobody_is_lost() -> None:
+    assert lost([beat(5), beat(5)], [beat(8, 60), beat(8, 61)]) is None
 
 
 def test_a_thread_is_found_in_our_code() -> None:

@@ -28,6 +28,8 @@ class TinyModel(nn.Module):
     Its names say nothing of what a parameter is for.
     """
 
+    dropout = 0.0
+
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCAB, WIDTH)
@@ -39,6 +41,7 @@ class TinyModel(nn.Module):
 
     def forward(self, tokens: Tensor, documents: Documents, targets: Tensor) -> CrossEntropy:
         hidden = self.norm(self.down(nn.functional.gelu(self.up(self.words(tokens)))))
+        hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         logits = self.scores(hidden).float() / (tokens != 0)[:, None]
         nll = nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
         return CrossEntropy(nll.sum(), nll.detach(), logits.argmax(1) == targets)
