@@ -20,7 +20,7 @@ from typing import Any
 
 from lm.run_file import load_run_file
 from lm.train import distributed
-from lm.train.data_phase import prepare_on_all_ranks, rows_per_rank
+from lm.train.data_phase import prepare_on_all_ranks
 from lm.train.folder import RunFolder
 from lm.train.interrupt import StopRequest
 from lm.train.loop import Training
@@ -81,9 +81,7 @@ def measure(folder: Path, layers: int, steps: int, saves: int) -> dict[str, Any]
     run = runs["synchronous"]
     world, progress = distributed.start(), Progress(rank=1)
     prepared = prepare_on_all_ranks(run, world, progress)
-    training = Training(
-        run, RunFolder(run.train.output_dir), world, progress, prepared, rows_per_rank(run, 1), StopRequest(world)
-    )
+    training = Training(run, RunFolder(run.train.output_dir), world, progress, prepared, StopRequest(world))
     savings = {
         way: Saving(its, RunFolder(its.train.output_dir), training.engine, progress.say) for way, its in runs.items()
     }

@@ -12,8 +12,9 @@ import pytest
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.data.prepare import prepare
 from lm.run_file import RunFile
-from lm.train import engine, loop, manifest
+from lm.train import engine, manifest
 from lm.train.distributed import World
+from lm.train.engine import Engine, StepResult
 from lm.train.log import RunLog, read_metrics
 from lm.train.loop import train
 from lm.train.sharing import MicroBatch
@@ -39,18 +40,16 @@ def guard(action: str, **options: Any) -> str:
 
 
 @pytest.fixture
-def wild_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The first time that the step after 25 is made, its learning rate is fifty times too high."""
-    usual, fired = loop.learning_rate, []
+def wild_step(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The 26th step that is made has a learning rate that is fifty times too high; all rates so far."""
+    usual, rates = Engine.step, []
 
-    def wild(peak: float, schedule: Any, step: int, steps: int) -> float:
-        if step == 25 and not fired:
-            fired.append(step)
-            return 50 * usual(peak, schedule, step, steps)
-        return usual(peak, schedule, step, steps)
+    def wild(model: Engine, micro_batches: Any, lr: float, accept: Any) -> StepResult:
+        rates.append(lr)
+        return usual(model, micro_batches, 50 * lr if len(rates) == 26 else lr, accept)
 
-    monkeypatch.setattr(loop, "learning_rate", wild)
-    return fired
+    monkeypatch.setattr(Engine, "step", wild)
+    return rates
 
 
 def test_a_batch_that_is_not_finite_is_left_out_and_counted(
@@ -96,11 +95,10 @@ def test_a_strange_document_is_named_and_its_step_left_out(make_run: MakeRun, tm
 
 
 def test_a_wild_step_is_gone_back_from_and_its_rows_are_stepped_over(
-    make_run: MakeRun, tmp_path: Path, wild_step: list[int], capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, tmp_path: Path, wild_step: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = (*OVERRIDES, "train.keep_checkpoints=4", guard("rewind", sigma=9.0))
     train(make_run(*settings))
-    assert wild_step == [25]
     (decision,) = decisions(tmp_path / "out")
     assert (decision["action"], decision["checkpoint"]) == ("rewind", 16)
     assert decision["stepped_over"] == [16 * 8, decision["step"] * 8]
@@ -117,7 +115,7 @@ def test_a_wild_step_is_gone_back_from_and_its_rows_are_stepped_over(
 
 
 def test_what_was_decided_holds_after_a_kill(
-    make_run: MakeRun, tmp_path: Path, wild_step: list[int], monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, tmp_path: Path, wild_step: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (*OVERRIDES, guard("rewind", sigma=9.0))
     train(make_run(*settings, f"train.output_dir={tmp_path / 'whole'}"))
@@ -133,5 +131,6 @@ def test_what_was_decided_holds_after_a_kill(
     with pytest.raises(KeyboardInterrupt):
         train(make_run(*settings))
     monkeypatch.setattr(RunLog, "write", write)
+    assert len(wild_step) == 27
     train(make_run(*settings))  # the learning rate is wild no more, and the rows are stepped over all the same
     assert exact(tmp_path / "out") == exact(tmp_path / "whole")
