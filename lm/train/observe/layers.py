@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kernels.gated_scan import Chunks, scan_calls
 from kernels.interval_attention import Intervals, attention_calls
+from kernels.linear_cross_entropy import CrossEntropy
 from lm.model.documents import Documents
 from lm.train.observe.attention import head_groups, labels, sample_of
 from lm.train.observe.figures import Figure, Largest, Mean, RootMean
@@ -117,7 +118,7 @@ class LayerStatistics:
         if self._first_forward and loss is not None and loss.requires_grad:
             loss.register_hook(self._take_scale)
         self._first_forward, self._layer = False, None
-        if loss is not None and len(inputs) == 3:
+        if isinstance(output, CrossEntropy):  # and not what a grafting regresses, which is in no nats
             self._add_positions(inputs[1], inputs[2], output.token_nll)
 
     def _take_scale(self, gradient: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +122,15 @@ def test_loss_by_position_is_over_all_forwards(forwards: int) -> None:
         chosen = (place >= low) & (place < max(1, 2 * low)) & (targets != -100)
         assert found[f"position_loss/{low}"] == pytest.approx(nll[chosen].mean().item(), rel=1e-4)
     assert "position_loss/32" not in found
+
+
+def test_a_loss_that_is_no_cross_entropy_has_no_positions_in_nats() -> None:
+    model = model_of("attention")
+    forward = model.forward
+    model.forward = lambda *inputs: SimpleNamespace(**forward(*inputs)._asdict())
+    found = looked_at(model)
+    assert "layers/gradient_rms/00" in found
+    assert not any(name.startswith("position_loss/") for name in found)
 
 
 def test_nothing_stays_behind_and_gradients_are_what_they_were() -> None:
