@@ -16,11 +16,24 @@ from torch.overrides import TorchFunctionMode
 
 from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
+from lm.model.mixers import Mixer
 from lm.model.options import ModelOptions
+from lm.model.shares import layer_exchange
 from lm.model.short_conv import ShortConvolution
 
 BACKWARD_TO_FORWARD = 2  # each product of the forward has two in the backward
 LOGITS_CHUNK = 512  # tokens whose logits the loss holds at a time
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Ranks that hold each micro-batch, of so many rows, together."""
+
+    ranks: int = 1
+    rows: int = 1
+
+
+ALONE = Shared()
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,9 @@ class LayerPlan:
         cache_bytes_per_token: What each further token adds to that, averaged over as many tokens again.
         linear_flops_per_token: Those of `flops_per_token` that are linear layers'.
         reach: Tokens, itself included, from which the farthest-seeing token can know through all layers up to here.
+        exchange: Where ranks hold rows together: `heads` if tokens are traded for heads, `neighbours` if ranks ask for
+            what those before them hold (see `lm.model.shares`); else empty.
+        exchange_bytes: What the rank that receives most receives of a micro-batch in forward, and as much in backward.
     """
 
     mixer: str
@@ -49,6 +65,8 @@ class LayerPlan:
     cache_bytes_per_token: float
     cache_bytes: int
     reach: int
+    exchange: str = ""
+    exchange_bytes: int = 0
     linear_flops_per_token: float = 0.0
 
 
@@ -60,6 +78,7 @@ class Plan:
     layer_input_bytes_per_token, linear_output_bytes_per_token: of `activation_bytes_per_token`, the input of one layer
     and what all linear layers put out. recomputed_flops_per_token: what the backward computes once more.
     base_cache_bytes: of the model that this one was grafted onto, for one row at the training length; 0: of none.
+    shared: how many ranks hold how many rows together.
     """
 
     sequence_length: int
@@ -75,6 +94,7 @@ class Plan:
     layer_input_bytes_per_token: float = 0.0
     linear_output_bytes_per_token: float = 0.0
     recomputed_flops_per_token: float = 0.0
+    shared: Shared = ALONE
 
     @property
     def training_flops_per_token(self) -> float:
@@ -106,12 +126,14 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def make_plan(options: ModelOptions, sequence_length: int, dtype: torch.dtype = torch.float32) -> Plan:
+def make_plan(
+    options: ModelOptions, sequence_length: int, dtype: torch.dtype = torch.float32, shared: Shared = ALONE
+) -> Plan:
     """The plan of a model with vocab_size filled in, trained on documents of `sequence_length` tokens in `dtype`."""
     assert options.vocab_size is not None
     with torch.device("meta"), _NoInitialisers():
         model = LanguageModel(options)
-    layers = _layer_plans(model, options, sequence_length, dtype)
+    layers = _layer_plans(model, options, sequence_length, dtype, shared)
     head = options.embedding_rows * options.hidden_size
     return Plan(
         sequence_length=sequence_length,
@@ -123,6 +145,7 @@ def make_plan(options: ModelOptions, sequence_length: int, dtype: torch.dtype = 
         layer_input_bytes_per_token=options.hidden_size * dtype.itemsize,
         linear_output_bytes_per_token=_linear_outputs(model) * dtype.itemsize,
         vocab_size=options.embedding_rows,
+        shared=shared,
     )
 
 
@@ -137,7 +160,7 @@ def rank_memory(plan: Plan, *, zero_stage: int, world_size: int, micro_batch_siz
     trained = plan.parameters - plan.frozen_parameters
     sizes = (plan.parameters * dtype.itemsize, trained * dtype.itemsize, trained * (8 + master))
     weights, gradients, optimizer = (-(-size // share) for size, share in zip(sizes, shares, strict=True))
-    tokens = micro_batch_size * plan.sequence_length
+    tokens = -(-micro_batch_size * plan.sequence_length // plan.shared.ranks)
     logits = min(tokens, LOGITS_CHUNK) * plan.vocab_size * 4
     return Memory(weights, gradients, optimizer, round(tokens * plan.activation_bytes_per_token) + logits)
 
@@ -152,15 +175,28 @@ class _NoInitialisers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _layer_plans(model: LanguageModel, options: ModelOptions, length: int, dtype: torch.dtype) -> tuple[LayerPlan, ...]:
+def exchange_of(
+    mixer: Mixer[Any], convolution: ShortConvolution | None, length: int, dtype: torch.dtype, shared: Shared
+) -> tuple[str, int]:
+    """`exchange` and `exchange_bytes` of a layer, for rows of one document of `length` tokens."""
+    if shared.ranks == 1:
+        return "", 0
+    return layer_exchange(mixer, convolution, [length] * shared.rows, shared.ranks, dtype)
+
+
+def _layer_plans(
+    model: LanguageModel, options: ModelOptions, length: int, dtype: torch.dtype, shared: Shared
+) -> tuple[LayerPlan, ...]:
     documents = Documents.from_lengths([length])
     earliest = documents.position
     pairs: dict[str, int] = {}
+    exchanges: dict[str, tuple[str, int]] = {}
     plans = []
     for name, layer in zip(options.layer_names, model.model.blocks, strict=True):
         mixer = layer.mixer
         if name not in pairs:
             pairs[name] = mixer.scored_pairs(documents)
+            exchanges[name] = exchange_of(mixer, layer.short_conv, length, dtype, shared)
         earliest = layer.earliest(documents, earliest)
         attention = 4 * mixer.dimensions.head_dim * pairs[name] / length
         now, later = (layer.cache_bytes(tokens, dtype) for tokens in (length, 2 * length))
@@ -177,6 +213,8 @@ def _layer_plans(model: LanguageModel, options: ModelOptions, length: int, dtype
                 cache_bytes=now,
                 reach=int((documents.position - earliest).max()) + 1,
                 linear_flops_per_token=2 * _multiplied_weights(layer, nn.Linear),
+                exchange=exchanges[name][0],
+                exchange_bytes=exchanges[name][1],
             )
         )
     return tuple(plans)

@@ -6,8 +6,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lm.plan import Memory, Plan, rank_memory
+from lm.plan import ALONE, Memory, Plan, Shared, rank_memory
 from lm.run_file import AnyRun, GraftFile, RunFile
+from lm.train.data_phase import require_whole_rows
 from lm.train.format import short_number
 from lm.train.optimizer import parameter_groups
 from lm.train.precision import DTYPES
@@ -16,7 +17,12 @@ from lm.train.timeline import Span
 
 
 def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
-    """The plan of a run's model at its longest rows, and the memory of one of `world_size` ranks at its largest."""
+    """The plan of a run's model at its longest rows, and the memory of one of `world_size` ranks at its largest.
+
+    Raises UserError where ranks are to hold rows together and do not form such groups.
+    """
+    if run.train.sequence_parallel > 1:
+        require_whole_rows(run, world_size)
     dtype = DTYPES[run.train.precision]
     plans = _plans(run)
     memories = [
@@ -35,8 +41,10 @@ def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
 def _plans(run: AnyRun) -> dict[int, Plan]:
     """The plans of a run's model for rows of each length, longest rows included."""
     lengths = {span.source.sequence_length for span in run.timeline.spans} | {run.longest_row}
+    ranks, dtype = run.train.sequence_parallel, DTYPES[run.train.precision]
+    shared = ALONE if ranks == 1 else Shared(ranks, len(run.timeline.longest_forward))
     return {
-        length: planned(run.trainee.plan(length, DTYPES[run.train.precision]), run.train.activation_checkpointing)
+        length: planned(run.trainee.plan(length, dtype, shared), run.train.activation_checkpointing)
         for length in lengths
     }
 
@@ -47,6 +55,8 @@ def print_plan(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> None
     if not console.is_terminal:
         console.width = 120
     console.print(_layer_table(plan))
+    if plan.shared.ranks > 1:
+        console.print(_exchange_table(plan, run.timeline.most_micro_batches(world_size // plan.shared.ranks)))
     console.print(_totals(run, plan, memory, world_size))
 
 
@@ -57,6 +67,18 @@ def byte_size(count: float) -> str:
             return f"{count:.4g} {unit}"
         count /= 1024
     return f"{count:.4g} TiB"
+
+
+def _exchange_table(plan: Plan, forwards: int) -> Table:
+    """`forwards`: of a step on one rank."""
+    table = Table(title=f"Exchange of {plan.shared.ranks} ranks that hold a row together")
+    for column in ("layer", "mixer", "by", "the most that one receives in a step"):
+        table.add_column(column, justify="left" if column == "mixer" else "right")
+    per_step = [2 * forwards * layer.exchange_bytes for layer in plan.layers]
+    for index, (layer, received) in enumerate(zip(plan.layers, per_step, strict=True)):
+        table.add_row(str(index), layer.mixer, layer.exchange, byte_size(received))
+    table.add_row("all", "", "", byte_size(sum(per_step)))
+    return table
 
 
 def _layer_table(plan: Plan) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +17,16 @@ from lm.extend.stand_in import stand_in
 from lm.hf import BraidConfig
 from lm.model.documents import Documents
 from lm.model.mixers import Mixer
-from lm.plan import LayerPlan, Plan, make_plan
+from lm.plan import ALONE, LayerPlan, Plan, Shared, exchange_of, make_plan
 
 
 def plan_extension(
-    config: PreTrainedConfig, group_size: int | None, lora: LoraOptions | None, sequence_length: int, dtype: torch.dtype
+    config: PreTrainedConfig,
+    group_size: int | None,
+    lora: LoraOptions | None,
+    sequence_length: int,
+    dtype: torch.dtype,
+    shared: Shared = ALONE,
 ) -> Plan:
     """The plan of a base of this configuration, trained on documents of `sequence_length` tokens in `dtype`.
 
@@ -31,9 +37,9 @@ def plan_extension(
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
     if isinstance(config, BraidConfig):
-        plan = make_plan(config.to_options(), sequence_length, dtype)
+        plan = make_plan(config.to_options(), sequence_length, dtype, shared)
     else:
-        plan = _plan(model, stand_in(config, group_size), sequence_length, dtype)
+        plan = _plan(model, stand_in(config, group_size), sequence_length, dtype, shared)
     inputs = config.hidden_size * len(plan.layers)
     plan = replace(
         plan,
@@ -42,7 +48,8 @@ def plan_extension(
     return plan if lora is None else _partly_frozen(plan, model, lora)
 
 
-def _plan(model: PreTrainedModel, mixer: Mixer, length: int, dtype: torch.dtype) -> Plan:  # type: ignore[type-arg]
+def _plan(model: PreTrainedModel, mixer: Mixer[Any], length: int, dtype: torch.dtype, shared: Shared) -> Plan:
+    exchange, exchange_bytes = exchange_of(mixer, None, length, dtype, shared)
     config, documents = model.config, Documents.from_lengths([length])
     earliest = documents.position
     attention = 4 * mixer.dimensions.head_dim * mixer.scored_pairs(documents) / length
@@ -62,6 +69,8 @@ def _plan(model: PreTrainedModel, mixer: Mixer, length: int, dtype: torch.dtype)
                 cache_bytes_per_token=(later - now) / length,
                 cache_bytes=now,
                 reach=int((documents.position - earliest).max()) + 1,
+                exchange=exchange,
+                exchange_bytes=exchange_bytes,
             )
         )
     embedding, head = (m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()))
@@ -74,6 +83,7 @@ def _plan(model: PreTrainedModel, mixer: Mixer, length: int, dtype: torch.dtype)
         flops_per_token=sum(layer.flops_per_token for layer in layers) + 2 * head.numel(),
         activation_bytes_per_token=2 * outputs * dtype.itemsize,
         vocab_size=config.vocab_size,
+        shared=shared,
     )
 
 

@@ -23,7 +23,7 @@ from lm.extend.stand_in import stand_in
 from lm.hf import BraidConfig
 from lm.hf.loading import forget_gguf
 from lm.model.mixers import Mixer
-from lm.plan import Plan
+from lm.plan import ALONE, Plan, Shared
 from lm.train.checkpoint import Counters
 from lm.train.model_file import save_weights
 from lm.train.trainee import Built
@@ -72,9 +72,9 @@ class Extension:
                 "rows, or extend further with an extend section"
             )
 
-    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
+    def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         config = base.plan_config(self.config, self.extend, training=True)
-        return plan_extension(config, self.group_size, self.lora, sequence_length, dtype)
+        return plan_extension(config, self.group_size, self.lora, sequence_length, dtype, shared)
 
     def build(self) -> Built:
         config = base.plan_config(self.config, self.extend, training=True)

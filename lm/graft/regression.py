@@ -24,7 +24,7 @@ from lm.hf import BraidForCausalLM
 from lm.hf.export import Training, export_model
 from lm.model.block import Block
 from lm.model.documents import Documents
-from lm.plan import Plan, make_plan
+from lm.plan import ALONE, Plan, Shared, make_plan
 from lm.train.checkpoint import Counters
 from lm.train.trainee import Built
 
@@ -137,9 +137,9 @@ class Regression:
     operation: Operation
     seed: int
 
-    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
+    def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         """The plan of the original, which runs forward once for all layers."""
-        return make_plan(self.operation.before, sequence_length, dtype)
+        return make_plan(self.operation.before, sequence_length, dtype, shared)
 
     def build(self) -> Built:
         weights = self.operation.weights()

@@ -17,7 +17,7 @@ from lm.extend.trainee import Extension
 from lm.graft.operation import Operation
 from lm.graft.options import GraftOptions
 from lm.hf import BraidConfig
-from lm.plan import Plan, make_plan
+from lm.plan import ALONE, Plan, Shared, make_plan
 from lm.train.checkpoint import Counters
 from lm.train.trainee import Built
 
@@ -56,10 +56,10 @@ class Grafting:
         """
         self.operation.check(tokens, max(sequence_length, self.graft.regress.sequence_length or 0))
 
-    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
+    def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         """The plan of stage two, with the cache that the base would need."""
         config = BraidConfig.from_options(self.operation.after)
-        plan = plan_extension(config, None, self.lora, sequence_length, dtype)
+        plan = plan_extension(config, None, self.lora, sequence_length, dtype, shared)
         return replace(plan, base_cache_bytes=make_plan(self.operation.before, sequence_length, dtype).cache_bytes)
 
     def build(self) -> Built:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kernels.exchange import Ranks, fetch, to_heads, to_tokens
 from lm.model.documents import Documents, Share
 from lm.model.mixers.base import Mixer
+from lm.model.short_conv import ShortConvolution
 
 Scheme = Literal["heads", "neighbours"]
 MAX_EXCESS = 1 / 8
@@ -67,6 +68,17 @@ def choose(mixer: Mixer[Any], lengths: Sequence[int], ranks: int, dtype: torch.d
     work = [2 * weights * len(part) + 4 * mixer.dimensions.head_dim * int(part.sum()) for part in scores]
     even = max(work) <= (1 + MAX_EXCESS) * sum(work) / ranks
     return asked if even and asked.received < traded.received else traded
+
+
+def layer_exchange(
+    mixer: Mixer[Any], convolution: ShortConvolution | None, lengths: Sequence[int], ranks: int, dtype: torch.dtype
+) -> Exchange:
+    """What a layer exchanges of a stream of documents, the convolution before its mixer included."""
+    chosen = choose(mixer, lengths, ranks, dtype)
+    if convolution is None:
+        return chosen
+    asked = convolution.neighbour_bytes(Documents.from_lengths(lengths), even_bounds(sum(lengths), ranks), dtype)
+    return chosen._replace(received=chosen.received + max(asked))
 
 
 def even_bounds(tokens: int, ranks: int) -> tuple[int, ...]:

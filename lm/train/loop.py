@@ -37,6 +37,7 @@ from lm.train.precision import DTYPES, require_precision
 from lm.train.progress import Progress
 from lm.train.rows_read import Reading, RunRows, hash_text, step_hash
 from lm.train.saving import Saving
+from lm.train.sharing import start_sharing
 from lm.train.spikes import Spikes
 from lm.train.timeline import Step
 from lm.train.trainee import Built
@@ -69,11 +70,7 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
     require_whole_rows(run, distributed.launched_size(), kind.section)
     require_precision(run.train.precision)
     prefer_backends(run.train)
-    world = distributed.start().sharing_sequences(
-        run.train.sequence_parallel,
-        run.timeline.longest_forward,
-        DTYPES[run.train.precision],
-    )
+    world = start_sharing(run.train, run.timeline.longest_forward)
     world.on_rank_zero(lambda: require_sinks(run.log.wandb, run.log.tensorboard))
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.model.documents import Documents
+from lm.train import distributed
 from lm.train.distributed import World
+from lm.train.options import TrainOptions
 
 
 class MicroBatch(Protocol):
@@ -23,6 +25,15 @@ class MicroBatch(Protocol):
     def targets(self) -> Tensor: ...
     @property
     def lengths(self) -> Sequence[int]: ...
+
+
+def start_sharing(train: TrainOptions, lengths: Sequence[int]) -> World:
+    """Joins the ranks, as `distributed.start` does; those that hold rows together know of one another.
+
+    lengths: of the rows of a forward, for which exchanges are chosen.
+    """
+    dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
+    return distributed.start().sharing_sequences(train.sequence_parallel, lengths, dtype)
 
 
 def forward_own(model: nn.Module, batch: MicroBatch, world: World) -> CrossEntropy:

@@ -14,7 +14,7 @@ from lm.data.tokenizers import Tokenizer
 from lm.model.decoder import LanguageModel
 from lm.model.mixers import Mixer
 from lm.model.options import ModelOptions
-from lm.plan import Plan, make_plan
+from lm.plan import ALONE, Plan, Shared, make_plan
 from lm.train.checkpoint import Counters
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.width import carry_over
@@ -38,8 +38,8 @@ class Built:
 class Trainee(Protocol):
     """A model that a run file describes."""
 
-    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
-        """What it costs."""
+    def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
+        """What it costs, on ranks of which so many hold so many rows together."""
 
     def build(self) -> Built:
         """The model, with weights drawn from torch's global generator where they are new."""
@@ -55,8 +55,8 @@ class FromScratch:
     options: ModelOptions
     optimizer: OptimizerOptions | None = None
 
-    def plan(self, sequence_length: int, dtype: torch.dtype) -> Plan:
-        return make_plan(self.options, sequence_length, dtype)
+    def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
+        return make_plan(self.options, sequence_length, dtype, shared)
 
     def build(self) -> Built:
         model = LanguageModel(self.options)

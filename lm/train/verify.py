@@ -14,6 +14,7 @@ from lm.train.interrupt import StopRequest
 from lm.train.log import METRICS_FILE, read_metrics
 from lm.train.loop import Training
 from lm.train.progress import Progress
+from lm.train.sharing import start_sharing
 
 COMPARED = ("batch_hash", "loss", "grad_norm")
 TOLERANCE = 1e-5
@@ -88,7 +89,7 @@ def verify(run: Run, step: int | None = None) -> Verdict:
         raise UserError(f"checkpoint {path} is damaged: {damage}")
     wrote = checkpoint.read_counters(path).world
     require_whole_rows(run, distributed.launched_size())
-    world = distributed.start()
+    world = start_sharing(run.train, run.timeline.longest_forward)
     progress = Progress(rank=world.rank)
     prepared = prepare_on_all_ranks(run, world, progress)
     with StopRequest(world) as request:

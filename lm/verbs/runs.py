@@ -63,11 +63,12 @@ def _plan(chosen: argparse.Namespace) -> None:
     run = load_run_file(chosen.config, chosen.overrides)
     for problem in missing_sources(run, chosen.config, chosen.overrides):
         print(f"to mend before training: {problem}", file=sys.stderr)
-    plan, memory = plan_run(run, chosen.world_size)
+    ranks = chosen.world_size or run.train.sequence_parallel
+    plan, memory = plan_run(run, ranks)
     if chosen.json:
         print(json.dumps(plan.to_json() | {"rank_memory": asdict(memory) | {"total": memory.total}}, indent=2))
     else:
-        print_plan(run, plan, memory, chosen.world_size)
+        print_plan(run, plan, memory, ranks)
 
 
 def _schema(chosen: argparse.Namespace) -> None:
@@ -100,7 +101,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
-    parser.add_argument("--world-size", type=positive, default=1, metavar="N", help="ranks that share the memory")
+    parser.add_argument(
+        "--world-size",
+        type=positive,
+        metavar="N",
+        help="ranks that share the memory; left out: as few as the run can have",
+    )
     parser.add_argument("--json", action="store_true", help="figures for programs instead of a table")
 
 

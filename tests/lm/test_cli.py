@@ -200,3 +200,13 @@ def test_the_entries_of_launchers_end_without_a_traceback(arguments: list[str]) 
     ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == "missing.yaml: there is no such run file.\n"
+
+
+def test_a_plan_shows_what_ranks_exchange_that_hold_a_row_together(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", CONFIG, "train.sequence_parallel=2", "train.micro_batch_size=1"]
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert "Exchange of 2 ranks" in table
+    assert "neighbours" in table
+    assert main([*words, "--world-size", "3"]) == 2
+    assert "start a multiple of 2 ranks" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
 from lm.model.options import ModelOptions
-from lm.plan import make_plan, rank_memory
+from lm.plan import Shared, make_plan, rank_memory
 
 LENGTH = 50
 MIXERS: dict[str, Any] = {
@@ -168,3 +168,26 @@ def test_a_large_plan_is_quick() -> None:
     plan = make_plan(large, 4096)
     assert time.process_time() - start < 2
     assert plan.parameters > 30e9
+
+
+def test_ranks_that_hold_a_row_together_are_told_what_each_layer_exchanges() -> None:
+    """Forward on two ranks of 128 tokens each, counted by hand; one key or value of two heads takes 64 bytes."""
+    plan = make_plan(options(), 256, shared=Shared(2))
+    found = {layer.mixer: (layer.exchange, layer.exchange_bytes) for layer in plan.layers}
+    traded = ("heads", 128 * (4 + 2 * 2 + 4) * 8 // 2 * 4)  # queries, keys, values and outputs of half the heads
+    finals = 128 // 7  # and the state of the chunk that the border cuts: a product, a key and a value
+    assert found == {
+        "rat": ("neighbours", (2 * finals + 3) * 32 * 4),
+        "local": ("neighbours", 5 * 2 * 64),
+        "ls": traded,
+        "s2": ("neighbours", 2 * 32 * (128 % 12 + (128 + 6) % 12)),
+        "global": traded,
+        "conv": ("neighbours", 5 * 2 * 64 + 3 * 32 * 4),
+    }
+    alone = make_plan(options(), 256)
+    assert {(layer.exchange, layer.exchange_bytes) for layer in alone.layers} == {("", 0)}
+    memories = [
+        rank_memory(each, zero_stage=0, world_size=2, micro_batch_size=1, dtype=torch.float32) for each in (alone, plan)
+    ]
+    logits = 128 * 97 * 4
+    assert 2 * (memories[1].activations - logits) == memories[0].activations - logits
