@@ -189,5 +189,4 @@ def test_ranks_that_hold_a_row_together_are_told_what_each_layer_exchanges() -> 
     memories = [
         rank_memory(each, zero_stage=0, world_size=2, micro_batch_size=1, dtype=torch.float32) for each in (alone, plan)
     ]
-    logits = 128 * 97 * 4
-    assert 2 * (memories[1].activations - logits) == memories[0].activations - logits
+    assert 2 * memories[1].activations == memories[0].activations
