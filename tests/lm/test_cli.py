@@ -155,7 +155,7 @@ def test_every_kernel_is_listed_with_a_reason(capsys: pytest.CaptureFixture[str]
     rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     assert ["attention", "blocked", "available"] in rows
     assert ["scan", "loop", "available"] in rows
-    assert {name for _, name, _ in rows} == {"reference", "blocked", "triton", "flash", "flex", "loop"}
+    assert {name for _, name, _ in rows} == {"reference", "blocked", "cpp", "triton", "flash", "flex", "loop"}
 
 
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +167,8 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         "optimizer",
         "deepspeed",
         "log",
+        "guard",
+        "observe",
         "evaluations",
     }
 
