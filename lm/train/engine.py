@@ -154,7 +154,11 @@ class Engine:
                 engine.zero_grad()  # without gradients the step below changes nothing
             engine.step()
             return norm, applied
-        return self._veto.step(engine, accept)
+        scale = self.loss_scaler
+        result = self._veto.step(engine, accept)
+        if self._loss_scaler is not None and self._veto.refused:
+            self._loss_scaler.restore(scale)  # DeepSpeed took it for an overflow
+        return result
 
     @property
     def adam_step(self) -> int:

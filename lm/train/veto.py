@@ -34,6 +34,11 @@ class Veto:
         norm = float(engine.get_global_grad_norm()) if self._refused is None else self._refused
         return norm, bool(engine.was_step_applied())
 
+    @property
+    def refused(self) -> bool:
+        """Whether the newest step was finite and left out all the same."""
+        return self._refused is not None
+
     def _judged(self, scaled: Any) -> bool:
         """Whether the gradients are to be applied whose norm, times the loss scale, is `scaled`."""
         norm = float(scaled) / float(getattr(self._optimizer, "loss_scale", 1.0))

@@ -48,6 +48,19 @@ def test_an_overflow_is_skipped_and_lowers_the_scale_and_a_resumed_run_has_it(st
     assert resumed.loss_scaler == engine.loss_scaler
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_a_step_that_is_not_wanted_is_no_overflow(stage: int) -> None:
+    clean, engine = make_engine(stage, "fp16"), make_engine(stage, "fp16")
+    expected = steps(clean, 0, 3)
+    assert steps(engine, 0, 1) == expected[:1]
+    for _ in range(3):
+        result = engine.step(micro_batches(9), LR, lambda loss, grad_norm: False)
+        assert result.finite
+        assert not result.applied
+    assert steps(engine, 1, 3) == expected[1:]
+    assert engine.loss_scaler == clean.loss_scaler
+
+
 def test_the_smallest_scale_is_not_the_end_of_the_program() -> None:
     engine = make_engine(1, "fp16")
     for _ in range(20):
