@@ -67,10 +67,7 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
     if folder.is_complete(run):
         progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
         return
-    require_whole_rows(run, distributed.launched_size(), kind.section)
-    require_precision(run.train.precision)
-    prefer_backends(run.train)
-    world = start_sharing(run.train, run.timeline.longest_forward)
+    world = start_ranks(run, kind.section)
     world.on_rank_zero(lambda: require_sinks(run.log.wandb, run.log.tensorboard))
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
@@ -84,6 +81,14 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
             if request.agreed():  # too late for this training, but something may follow it
                 raise SystemExit(0)
     distributed.leave_at_exit()
+
+
+def start_ranks(run: Run, section: str = "train") -> World:
+    """The ranks as the run needs them, and the kernels it asks for. Raises UserError; see `require_whole_rows`."""
+    require_whole_rows(run, distributed.launched_size(), section)
+    require_precision(run.train.precision)
+    prefer_backends(run.train)
+    return start_sharing(run.train, run.timeline.longest_forward)
 
 
 class Training:

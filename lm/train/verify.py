@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.errors import UserError
-from lm.train import checkpoint, distributed, manifest
-from lm.train.data_phase import prepare_on_all_ranks, require_whole_rows
+from lm.train import checkpoint, manifest
+from lm.train.data_phase import prepare_on_all_ranks
 from lm.train.folder import Run, RunFolder
 from lm.train.interrupt import StopRequest
 from lm.train.log import METRICS_FILE, read_metrics
-from lm.train.loop import Training
+from lm.train.loop import Training, start_ranks
 from lm.train.progress import Progress
-from lm.train.sharing import start_sharing
 
 COMPARED = ("batch_hash", "loss", "grad_norm")
 TOLERANCE = 1e-5
@@ -88,8 +87,7 @@ def verify(run: Run, step: int | None = None) -> Verdict:
     if (damage := manifest.damage(path)) is not None:
         raise UserError(f"checkpoint {path} is damaged: {damage}")
     wrote = checkpoint.read_counters(path).world
-    require_whole_rows(run, distributed.launched_size())
-    world = start_sharing(run.train, run.timeline.longest_forward)
+    world = start_ranks(run)
     progress = Progress(rank=world.rank)
     prepared = prepare_on_all_ranks(run, world, progress)
     with StopRequest(world) as request:

@@ -10,6 +10,7 @@ import pytest
 from lm.cli import main
 from lm.errors import UserError
 from lm.run_file import RunFile, load_run_file
+from lm.train import precision
 from lm.train.loop import train
 from lm.train.verify import verify
 
@@ -39,6 +40,15 @@ def test_a_run_is_verified_to_the_bit_and_left_as_it_is(whole: Path, capsys: pyt
 def test_another_stage_on_as_many_ranks_agrees_to_the_bit_in_fp32(whole: Path) -> None:
     run = load_run_file(whole / "run.yaml", [f"train.output_dir={whole}", "deepspeed.zero_stage=0"])
     assert verify(run, 8).holds
+
+
+def test_ranks_and_precision_are_looked_at_as_training_does(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = f"train.output_dir={whole}"
+    with pytest.raises(UserError, match="1 rank cannot form groups of 2 that share a sequence"):
+        verify(load_run_file(whole / "run.yaml", [own, "train.sequence_parallel=2"]))
+    monkeypatch.setattr(precision, "_has_fp16", lambda: False)
+    with pytest.raises(UserError, match=r"train\.precision: fp16 needs a GPU"):
+        verify(load_run_file(whole / "run.yaml", [own, "train.precision=fp16"]))
 
 
 def test_a_difference_is_said(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
