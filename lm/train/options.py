@@ -58,12 +58,12 @@ class TrainOptions(Options):
         description="Precision of forward and backward; master weights are fp32 in any case. With fp16 the loss is "
         "scaled up, by less whenever gradients overflow; those steps are skipped and counted.",
     )
-    attention_backend: Literal["reference", "blocked", "triton", "flash", "flex"] | None = Field(
+    attention_backend: Literal["reference", "blocked", "cpp", "triton", "flash", "flex"] | None = Field(
         default=None,
         description="Kernel of every attention; null takes the fastest that can run, and the environment variable "
         "BRAID_ATTENTION_BACKEND comes before either.",
     )
-    scan_backend: Literal["reference", "loop", "triton"] | None = Field(
+    scan_backend: Literal["reference", "loop", "cpp", "triton"] | None = Field(
         default=None,
         description="Kernel of the recurrence in RAT's chunks; null takes the fastest that can run, and the "
         "environment variable BRAID_SCAN_BACKEND comes before either.",

@@ -129,7 +129,10 @@ def test_a_run_with_an_existing_tokenizer_loads_back_equal(minimal: Path) -> Non
         ("steps=3", "steps: unknown key. Did you mean train.steps?"),
         ("train.steps=many", "train.steps: given 'many'; should be a valid integer"),
         ("train.steps=0", "train.steps: given 0; should be greater than or equal to 1"),
-        ("train.precision=fp16", "train.precision: given 'fp16'; allowed: 'fp32' or 'bf16'. Did you mean 'bf16'?"),
+        (
+            "train.precision=bf61",
+            "train.precision: given 'bf61'; allowed: 'fp32', 'bf16' or 'fp16'. Did you mean 'bf16'?",
+        ),
         ("train.global_batch_tokens=65", "train.global_batch_tokens is 65, which is not a multiple of"),
         ("model.num_attention_heads=5", "hidden_size 64 is not divisible by num_attention_heads 5"),
         ("model.mixers.local.window=-3", "model.mixers.local.window: given -3; should be greater than or equal to 1"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.gated_scan import Chunks, backends, chunks, gated_scan
 from kernels.gated_scan.reference import reference_scan
+from kernels.gated_scan.rows import repeating
 
 triton_scan = pytest.importorskip("kernels.gated_scan.triton_scan", reason="Triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,7 +83,7 @@ def test_keys_that_heads_share_are_read_where_they_lie() -> None:
         (state * gate).sum().backward()
     torch.testing.assert_close(shared.grad, plain.grad)
     expanded = shared.expand(-1, 3, -1)
-    assert triton_scan._repeating(expanded) == (expanded, 7, 7)
+    assert repeating(expanded) == (expanded, 7, 7)
 
 
 def test_layouts_that_do_not_repeat_are_copied() -> None:

@@ -141,7 +141,10 @@ class Terminal:
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "PYTHONUTF8": "1"}
         command = [sys.executable, "-m", "lm", "watch", str(folder)]
+        # A suite in the background ignores Ctrl-C, and what it starts would inherit that.
+        asked = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
+        signal.signal(signal.SIGINT, asked)
         self.slave = slave
 
     def read_until(self, words: str, seconds: float = 60.0) -> str:
@@ -158,8 +161,10 @@ class Terminal:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize(("leave", "loss"), [("q", "2.2222"), ("ctrl-c", "1.1111")])
-def test_on_a_terminal_it_turns_pages_follows_resizes_and_leaves_cleanly(folder: Path, leave: str, loss: str) -> None:
+@pytest.mark.parametrize(("leave", "step", "loss"), [("q", 41, "2.2222"), ("ctrl-c", 42, "1.1111")])
+def test_on_a_terminal_it_turns_pages_follows_resizes_and_leaves_cleanly(
+    folder: Path, leave: str, step: int, loss: str
+) -> None:
     terminal = Terminal(folder)
     before = termios.tcgetattr(terminal.slave)
     terminal.read_until("Gradient norm")
@@ -170,7 +175,7 @@ def test_on_a_terminal_it_turns_pages_follows_resizes_and_leaves_cleanly(folder:
     ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     terminal.read_until("Loss by position")
     with (folder / METRICS_FILE).open("a") as file:
-        file.write(f'{{"step": 41, "loss": {loss}}}\n')
+        file.write(f'{{"step": {step}, "loss": {loss}}}\n')
     terminal.read_until(loss)
     if leave == "q":
         terminal.press(b"q")
