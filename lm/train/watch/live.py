@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import sys
@@ -37,7 +38,12 @@ def watch(root: Path, console: Console | None = None) -> None:
         _print(history, console)
         return
     with contextlib.suppress(KeyboardInterrupt), _keyboard() as keyboard:
-        _follow(history, console, keyboard)
+        try:
+            _follow(history, console, keyboard)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            os._exit(0)  # the terminal was closed: there is nothing to put back, and nobody to tell
 
 
 def _print(history: History, console: Console) -> None:
@@ -78,9 +84,17 @@ def _one_line(line: Text) -> Text:
 
 
 def _key(keyboard: int | None) -> str:
-    """The key that was pressed within SECONDS, or nothing; arrows as the terminal writes them."""
+    """The key that was pressed within SECONDS, or nothing; arrows as the terminal writes them.
+
+    Raises OSError (EIO) where the terminal was closed.
+    """
     ready, _, _ = select.select([] if keyboard is None else [keyboard], [], [], SECONDS)
-    return os.read(ready[0], 8).decode(errors="ignore") if ready else ""
+    if not ready:
+        return ""
+    pressed = os.read(ready[0], 8)
+    if not pressed:  # as some systems say it
+        raise OSError(errno.EIO, "the terminal was closed")
+    return pressed.decode(errors="ignore")
 
 
 @contextlib.contextmanager

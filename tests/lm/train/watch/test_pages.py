@@ -187,6 +187,15 @@ def test_on_a_terminal_it_turns_pages_follows_resizes_and_leaves_cleanly(
 
 
 @pytest.mark.launch
+def test_it_ends_with_its_terminal(folder: Path) -> None:
+    terminal = Terminal(folder)
+    terminal.read_until("Gradient norm")
+    os.close(terminal.slave)
+    os.close(terminal.master)
+    assert terminal.process.wait(30) == 0
+
+
+@pytest.mark.launch
 def test_it_starts_without_torch() -> None:
     program = "import sys, lm.train.watch.live; sys.exit('torch' in sys.modules or 'wandb' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
