@@ -95,7 +95,7 @@ def core(options: dict[str, Any], length: int) -> Core:
     v = _random(length, HEADS, HEAD_DIM)
     if groups is None:
         q, k = _random(length, HEADS, HEAD_DIM), _random(length, HEADS, HEAD_DIM)
-        leaves, arguments = [q, k, v], (q, k, v)
+        leaves = [q, k, v]
     else:  # as the projections leave them: queries and keys by group, values and gates by head
         q, k, gate = (
             _random(length, groups, HEAD_DIM),
@@ -103,9 +103,9 @@ def core(options: dict[str, Any], length: int) -> Core:
             torch.sigmoid(_random(*v.shape)),
         )
         gate = gate.detach().requires_grad_()
-        leaves, arguments = [q, k, v, gate], (q, k, v, gate)
+        leaves = [q, k, v, gate]
     mix = mixer.mix if mixer.over_tokens else mixer.attend
-    return Core(lambda: mix(*arguments, documents), leaves, mixer.scored_pairs(documents))
+    return Core(lambda: mix(*leaves, documents), leaves, mixer.scored_pairs(documents))
 
 
 def sdpa(length: int) -> Core:

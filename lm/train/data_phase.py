@@ -22,8 +22,22 @@ def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared
             )
             phase.update(note=summary(results[0], run.timeline.tokens))
 
+            require_rows(run, results[0])
+
     world.on_rank_zero(work)
     return results[0] if results else prepare(run.data)
+
+
+def require_rows(run: Run, prepared: Prepared) -> None:
+    """Raises UserError where the sources have given all that they may before the run ends."""
+    for span in run.timeline.spans:
+        source = span.source
+        given = prepared.stage(source.index, source.sequence_length, source.weights).order.num_rows
+        if given is not None and span.end_row > given:
+            raise UserError(
+                f"data.sources: with their max_epochs they give {given:,} rows of {source.sequence_length} tokens; the "
+                f"run asks for {span.end_row:,} by step {span.end_step:,}. Raise one of them, or lower train.steps"
+            )
 
 
 def summary(prepared: Prepared, tokens: int) -> str:

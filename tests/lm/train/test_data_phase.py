@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from lm.data.options import DataOptions
 from lm.data.prepare import prepare
-from lm.train.data_phase import summary
+from lm.errors import UserError
+from lm.run_file import RunFile
+from lm.train.data_phase import require_rows, summary
 
 
 def options_for(path: Path, fraction: float = 0.2, **source: object) -> DataOptions:
@@ -32,3 +37,14 @@ def test_texts_and_samples_are_summed_up(tmp_path: Path) -> None:
     said = summary(prepared, 4000)
     assert f", {prepared.statistics.targets} of them to learn; " in said
     assert "6 prompts cut to a row; 2 samples dropped as longer than a row; held out " in said
+
+
+def test_a_run_longer_than_capped_sources_is_refused_before_it_begins(make_run: Callable[..., RunFile]) -> None:
+    rows = prepare(make_run().data).train.order.rows[0]
+    for epochs, enough in ((8 * 20 / rows + 0.1, True), (8 * 20 / rows - 0.1, False)):
+        run = make_run(f"data.sources.0.max_epochs={epochs}")
+        if enough:
+            require_rows(run, prepare(run.data))
+        else:
+            with pytest.raises(UserError, match=r"max_epochs they give \d+ rows of 32 tokens; the run asks for 160"):
+                require_rows(run, prepare(run.data))
