@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lm.errors import UserError
-from lm.plan import LayerPlan, Plan
+from lm.plan import LayerPlan, Plan, Shared
 from lm.train.before_after import BeforeAfter
 from lm.train.evaluation import Evaluation
 from lm.train.json_lines import plain
@@ -145,7 +145,8 @@ def _evaluations(values: dict[str, Any]) -> dict[str, Evaluation]:
 
 def _plan(values: dict[str, Any]) -> Plan:
     own = {item.name: values[item.name] for item in fields(Plan)}
-    return Plan(**own | {"layers": tuple(LayerPlan(**layer) for layer in own["layers"])})
+    layers = tuple(LayerPlan(**layer) for layer in own["layers"])
+    return Plan(**own | {"layers": layers, "shared": Shared(**own["shared"])})
 
 
 def _sample(values: dict[str, Any]) -> Sample:

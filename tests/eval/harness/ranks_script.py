@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from eval.harness import HarnessOptions, run_harness
 from eval.opening import open_model
+from lm.train.distributed import leave_at_exit
 
 folder = Path(sys.argv[1])
 options = HarnessOptions.model_validate_json((folder / "options.json").read_text())
@@ -18,3 +19,4 @@ assert (results is None) == (dist.get_rank() > 0)
 if results is not None:
     found = {"results": results["results"], "shortened": results["shortened_prompts"]}
     (folder / "results.json").write_text(json.dumps(found))
+leave_at_exit()  # as `braid eval` does: threads left behind could abort the interpreter on its way out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
+import selectors
 import signal
 import struct
 import subprocess
@@ -146,12 +146,14 @@ class Terminal:
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
         signal.signal(signal.SIGINT, asked)
         self.slave = slave
+        self.output = selectors.DefaultSelector()  # select() knows no descriptor above 1023
+        self.output.register(self.master, selectors.EVENT_READ)
 
     def read_until(self, words: str, seconds: float = 60.0) -> str:
         said = ""
         end = time.monotonic() + seconds
         while words not in said and time.monotonic() < end:
-            if select.select([self.master], [], [], 0.2)[0]:
+            if self.output.select(0.2):
                 said += os.read(self.master, 65536).decode(errors="replace")
         assert words in said, said[-2000:]
         return said
