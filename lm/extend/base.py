@@ -25,7 +25,7 @@ from lm.data.fingerprint import digest
 from lm.errors import UserError
 from lm.extend import braid_base
 from lm.extend.options import BaseOptions, ExtendOptions
-from lm.extend.rope_plan import ORIGINAL, covered_context, plan_rope
+from lm.extend.rope_plan import LENGTH_DEPENDENT, ORIGINAL, covered_context, plan_rope
 from lm.hf import BraidConfig
 from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
@@ -141,6 +141,20 @@ def check_vocabulary(config: PreTrainedConfig, tokens: int) -> None:
         raise UserError(
             f"data.tokenizer: it has {tokens} tokens, the base has embeddings for {config.vocab_size}: use the base's "
             "own tokenizer (leave data.tokenizer out)"
+        )
+
+
+def check_angles(config: PreTrainedConfig, sequence_length: int) -> None:
+    """Raises UserError where rows are so long that their angles follow from the longest document beside them.
+
+    Packed documents would not be apart, and ranks that share a row would each turn their part by angles of its own.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    longest = rope.get(ORIGINAL) or config.max_position_embeddings
+    if rope.get("rope_type") in LENGTH_DEPENDENT and sequence_length > longest:
+        raise UserError(
+            f"data.sequence_length: above {longest} tokens the base's rotary positions ({rope['rope_type']}) depend on "
+            f"the longest document of a batch, which is not handled; given {sequence_length}"
         )
 
 

@@ -15,6 +15,8 @@ from lm.errors import UserError
 from lm.extend.options import RopeOptions
 
 ORIGINAL = "original_max_position_embeddings"
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Types whose angles depend on the longest of the positions at hand: they cannot be trained once and kept."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ _PLANS: dict[str, Callable[[dict[str, Any], float, int, int, RopeOptions], dict[
     "theta": _theta,
     "none": _unchanged,
 }
-# Types whose angles depend on the length (dynamic, longrope) are in no list: they cannot be trained once and kept.
 _COMBINES: dict[str, tuple[str, ...]] = {
     "linear": ("default", "linear"),
     "ntk": ("default",),

@@ -66,6 +66,7 @@ class Extension:
         base.check_quantization(self.base)
         base.check_vocabulary(self.config, tokens)
         base.plan_config(self.config, self.extend, training=True)
+        base.check_angles(self.config, sequence_length)
         if sequence_length > self.context:
             raise UserError(
                 f"data.sequence_length: {sequence_length} exceeds the base's context of {self.context}: shorten the "

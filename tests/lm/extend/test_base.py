@@ -64,6 +64,16 @@ def test_targets_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path) -> N
     assert message.startswith("data.tokenizer: it has 271 tokens, the base has embeddings for 270")
 
 
+def test_rows_whose_angles_depend_on_their_neighbours_are_refused(tmp_path: Path) -> None:
+    """Dynamic angles change where a batch holds a document longer than the model was made for."""
+    angles = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    llama_config(rope_parameters=angles).save_pretrained(tmp_path)
+    going_on = Extension(BaseOptions(path=str(tmp_path)), None, None, torch.float32, 1e-3)
+    going_on.check(10, 64)
+    with pytest.raises(UserError, match=r"data\.sequence_length: above 64 tokens.*\(dynamic\) depend.*given 65"):
+        going_on.check(10, 65)
+
+
 def test_places_without_a_model_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path / "none.gguf", tmp_path):
         with pytest.raises(UserError, match=rf"base.path: .*{path.name}"):
