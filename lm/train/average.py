@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -40,7 +40,9 @@ class WeightAverage:
             weight.copy_(average)
             average.copy_(kept)
 
-    def fragments(self) -> Iterator[Fragment]:
+    def fragments(self) -> list[Fragment]:
         """The pieces, with their averages beside the weights."""
-        for fragment, average in zip(self._fragments, self._averages, strict=True):
-            yield replace(fragment, parts={**fragment.parts, AVERAGE: average})
+        return [
+            replace(fragment, parts={**fragment.parts, AVERAGE: average})
+            for fragment, average in zip(self._fragments, self._averages, strict=True)
+        ]

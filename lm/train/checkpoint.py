@@ -24,7 +24,7 @@ from lm.train import manifest, random_state
 from lm.train.average import AVERAGE
 from lm.train.distributed import World
 from lm.train.shards import Fragment
-from lm.train.writing import HostMemory, Share, Writing
+from lm.train.writing import HostMemory, Share, TensorFiles, Writing
 
 COUNTERS = "counters.json"
 
@@ -56,27 +56,37 @@ class Counters:
     loss_scaler: Mapping[str, float] = field(default_factory=dict)
 
 
-def save(root: Path, counters: Counters, fragments: Iterable[Fragment], world: World) -> Path:
+def save(root: Path, counters: Counters, buffers: Iterable[Iterable[Fragment]], world: World) -> Path:
     """Writes a checkpoint and returns its folder. Collective; raises SaveError on all ranks if any rank failed."""
-    return Writing(root, counters.step, share_of(counters, fragments, world.rank, HostMemory()), world).finish()
+    return Writing(root, counters.step, share_of(counters, buffers, world.rank), world).finish()
 
 
-def share_of(counters: Counters, fragments: Iterable[Fragment], rank: int, memory: HostMemory) -> Share:
-    """What a rank writes of the state as it is now: its fragments, copied to `memory`, and its random generators."""
-    tensors: dict[str, Tensor] = {}
-    offsets: dict[str, int] = {}
-    for fragment in fragments:
-        offsets[fragment.name] = fragment.offset + (fragment.own.start or 0)
-        for kind, part in fragment.parts.items():
-            name = f"{kind}/{fragment.name}"
-            tensors[name] = memory.copy(name, part[fragment.own])
-    return Share(
-        {
-            f"state-{rank:05d}.safetensors": (tensors, {"offsets": json.dumps(offsets)}),
-            f"random-{rank:05d}.safetensors": random_state.capture(),
-        },
-        {COUNTERS: json.dumps(asdict(counters))} if rank == 0 else {},
-    )
+def share_of(
+    counters: Counters, buffers: Iterable[Iterable[Fragment]], rank: int, memory: HostMemory | None = None
+) -> Share:
+    """What a rank writes of the state as it is now: its fragments, a file for each buffer, and its random generators.
+
+    memory: whereto fragments are copied now, so that training may go on; None reads each buffer when it is written.
+    """
+    files = _files(buffers, rank, memory)
+    if memory is not None:
+        copied = list(files)
+        files = (file for file in copied)
+    texts = {COUNTERS: json.dumps(asdict(counters))} if rank == 0 else {}
+    return Share({f"random-{rank:05d}.safetensors": random_state.capture()}, files, texts)
+
+
+def _files(buffers: Iterable[Iterable[Fragment]], rank: int, memory: HostMemory | None) -> TensorFiles:
+    for number, fragments in enumerate(buffers):
+        tensors: dict[str, Tensor] = {}
+        offsets: dict[str, int] = {}
+        for fragment in fragments:
+            offsets[fragment.name] = fragment.offset + (fragment.own.start or 0)
+            for kind, part in fragment.parts.items():
+                name = f"{kind}/{fragment.name}"
+                tensors[name] = part[fragment.own] if memory is None else memory.copy(name, part[fragment.own])
+        name = f"state-{rank:05d}-{number:05d}" if number else f"state-{rank:05d}"
+        yield f"{name}.safetensors", (tensors, {"offsets": json.dumps(offsets)})
 
 
 def newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None:

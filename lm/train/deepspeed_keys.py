@@ -43,6 +43,11 @@ PASSED_THROUGH = frozenset(
 SECTIONS = ("aio", "zero_optimization")
 """Those of them that are mappings."""
 
+AIO_KEYS = frozenset(
+    {"block_size", "intra_op_parallelism", "overlap_events", "queue_depth", "single_submit", "use_gds"}
+)
+"""What it takes in `aio`, of which it ignores anything else."""
+
 _SILENT = "DeepSpeed's log is kept off the screen, so it would show nothing"
 _NOT_USED = "nothing that it sets is used by this trainer"
 REFUSED = {

@@ -8,7 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from lm.errors import did_you_mean
 from lm.options import Options
-from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH, REFUSED, SECTIONS, ZERO_KEYS
+from lm.train.deepspeed_keys import AIO_KEYS, OWNED, PASSED_THROUGH, REFUSED, SECTIONS, ZERO_KEYS
+
+OFFLOADS = ("offload_optimizer", "offload_param")
 
 
 class DeepSpeedOptions(Options):
@@ -35,7 +37,10 @@ class DeepSpeedOptions(Options):
                 raise ValueError(f"DeepSpeed has no setting '{key}'.{nearest}{owner}")
             if key in SECTIONS and not isinstance(value, dict):
                 raise ValueError(f"'{key}' must be a mapping of DeepSpeed's settings, not {value!r}")
-        self._check_zero(self.passed_through.get("zero_optimization", {}))
+        for key in self.passed_through.get("aio", {}):
+            if key not in AIO_KEYS:
+                raise ValueError(f"DeepSpeed's aio has no setting '{key}'.{did_you_mean(str(key), sorted(AIO_KEYS))}")
+        self._check_zero(self.zero)
         return self
 
     def _check_zero(self, zero: dict[str, Any]) -> None:
@@ -45,19 +50,29 @@ class DeepSpeedOptions(Options):
             if key not in ZERO_KEYS:
                 nearest = did_you_mean(str(key), sorted(ZERO_KEYS))
                 raise ValueError(f"DeepSpeed's zero_optimization has no setting '{key}'.{nearest}")
-        for key in ("offload_optimizer", "offload_param", "leaf_module", "zenflow"):
+        for key in (*OFFLOADS, "leaf_module", "zenflow"):
             if not isinstance(zero.get(key, {}), dict):
                 raise ValueError(f"zero_optimization.{key} must be a mapping, not {zero[key]!r}")
-            device = zero.get(key, {}).get("device")
-            if key.startswith("offload_") and device == "nvme":
-                raise ValueError(
-                    f"zero_optimization.{key}.device is nvme, where no checkpoint of this trainer can read it: use cpu"
-                )
         for key, stage in (("offload_optimizer", 1), ("offload_param", 3)):
             if key in zero and self.zero_stage < stage:
                 raise ValueError(
                     f"zero_optimization.{key} needs deepspeed.zero_stage of at least {stage}, not {self.zero_stage}"
                 )
+        for key in self.on_nvme:
+            if self.zero_stage < 3:
+                raise ValueError(f"zero_optimization.{key}.device nvme needs deepspeed.zero_stage 3: use cpu below it")
+            if not isinstance(zero[key].get("nvme_path"), str):
+                raise ValueError(f"zero_optimization.{key}.device nvme needs nvme_path, a folder on a local disk")
+
+    @property
+    def zero(self) -> dict[str, Any]:
+        """DeepSpeed's own settings of ZeRO."""
+        return dict(self.passed_through.get("zero_optimization", {}))
+
+    @property
+    def on_nvme(self) -> list[str]:
+        """Which of OFFLOADS lie in files."""
+        return [key for key in OFFLOADS if self.zero.get(key, {}).get("device") == "nvme"]
 
     @property
     def passed_through(self) -> dict[str, Any]:

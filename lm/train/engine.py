@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import nn
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.errors import UserError
 from lm.train.average import WeightAverage
+from lm.train.compilation import compile_layers
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
 from lm.train.loss_scaler import LossScaler
+from lm.train.nvme import in_own_folders
 from lm.train.optimizer import build_optimizer
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
@@ -28,7 +31,7 @@ from lm.train.recompute import recompute_layers
 from lm.train.shards import (
     Fragment,
     adam_step,
-    fragments,
+    buffers,
     initialise_moments,
     place_matrices,
     publish,
@@ -79,11 +82,13 @@ class Engine:
         self.world = world
         self.model = model
         recompute_layers(model, train.activation_checkpointing)
+        compile_layers(model, train.compile)
         self.clip = train.gradient_clipping
         # DeepSpeed clips at this stage but forgets the norm, and would step on NaN.
         self._unguarded = settings.zero_stage == 0 and train.precision == "fp32"
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         config = deepspeed_config(train, settings, micro_batches, size, self._unguarded)
+        config["zero_optimization"] = in_own_folders(config["zero_optimization"], self)
         config["zero_allow_untested_optimizer"] = optimizer.kind != "adamw"  # DeepSpeed's name for any that it lacks
         try:
             self._engine, *_ = deepspeed.initialize(
@@ -167,21 +172,25 @@ class Engine:
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's pieces of the training state, as views."""
+        return chain.from_iterable(self.buffers())
+
+    def buffers(self) -> Iterator[list[Fragment]]:
+        """The same, by what is in memory together (`shards.buffers`)."""
         if self.average is not None:
-            return self.average.fragments()
-        return fragments(self._engine, self.model, self.world.rank, self.world.size)
+            return iter([self.average.fragments()])
+        return buffers(self._engine, self.model, self.world.rank, self.world.size)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model with its averaged weights in place of its own. Collective; there must be an average."""
         assert self.average is not None
         self.average.swap()
-        publish(self._engine, self.model)
+        publish(self._engine)
         try:
             yield
         finally:
             self.average.swap()
-            publish(self._engine, self.model)
+            publish(self._engine)
 
     @property
     def loss_scaler(self) -> dict[str, float]:
@@ -196,7 +205,7 @@ class Engine:
         set_adam_step(self._engine, adam_step)
         if self._loss_scaler is not None:
             self._loss_scaler.restore(loss_scaler or {})
-        publish(self._engine, self.model)
+        publish(self._engine)
 
 
 def deepspeed_config(

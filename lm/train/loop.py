@@ -14,9 +14,8 @@ from lm.data.prepare import Prepared
 from lm.errors import UserError
 from lm.plan import Plan
 from lm.train import distributed
-from lm.train.backends import prefer_backends
 from lm.train.checkpoint import Counters
-from lm.train.data_phase import prepare_on_all_ranks, require_whole_rows
+from lm.train.data_phase import prepare_on_all_ranks
 from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
 from lm.train.finish import finish, finished
@@ -33,12 +32,12 @@ from lm.train.observe.observation import Observation
 from lm.train.observe.recall import RecallProbes
 from lm.train.peak import peak_of_all
 from lm.train.periodic import HookCalls, Periodic, findings
-from lm.train.precision import DTYPES, require_precision
+from lm.train.precision import DTYPES
 from lm.train.progress import Progress
 from lm.train.rows_read import Reading, RunRows, hash_text, step_hash
 from lm.train.saving import Saving
-from lm.train.sharing import start_sharing
 from lm.train.spikes import Spikes
+from lm.train.start import start_ranks
 from lm.train.timeline import Step
 from lm.train.trainee import Built
 from lm.train.watchdog import Watchdog
@@ -67,7 +66,7 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
     if folder.is_complete(run):
         progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
         return
-    world = start_ranks(run, kind.section)
+    world = start_ranks(run, progress.say, kind.section)
     world.on_rank_zero(lambda: require_sinks(run.log.wandb, run.log.tensorboard))
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
@@ -81,14 +80,6 @@ def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
             if request.agreed():  # too late for this training, but something may follow it
                 raise SystemExit(0)
     distributed.leave_at_exit()
-
-
-def start_ranks(run: Run, section: str = "train") -> World:
-    """The ranks as the run needs them, and the kernels it asks for. Raises UserError; see `require_whole_rows`."""
-    require_whole_rows(run, distributed.launched_size(), section)
-    require_precision(run.train.precision)
-    prefer_backends(run.train)
-    return start_sharing(run.train, run.timeline.longest_forward)
 
 
 class Training:

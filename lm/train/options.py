@@ -80,6 +80,11 @@ class TrainOptions(Options):
         description="Less memory for more arithmetic; null keeps every activation. The layers of a base are always "
         "recomputed.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Whether norms, residual sums and MLPs run as code that torch.compile makes at the first step; see "
+        "docs/optimization.md.",
+    )
     gradient_clipping: float | None = Field(
         default=1.0, gt=0, description="Largest global gradient norm; null leaves gradients as they are."
     )

@@ -76,11 +76,12 @@ class Saving:
         sync: puts on the disk what belongs to the steps before, on rank 0; may raise OSError.
         """
         self.settle()
+        beside_training = self._run.train.asynchronous_checkpoints
         try:
-            self._begin(counters, sync)
+            self._begin(counters, sync, beside_training)
         except SaveError as error:
             self._failed(error, counters.step)
-        if not self._run.train.asynchronous_checkpoints:
+        if not beside_training:
             self.settle()
 
     def poll(self) -> None:
@@ -102,7 +103,7 @@ class Saving:
             if self._saved == counters.step:
                 break
             try:
-                self._begin(counters, sync)
+                self._begin(counters, sync, beside_training=False)
                 assert self._writing is not None
                 self._written(self._writing.finish())
             except SaveError as error:
@@ -122,10 +123,11 @@ class Saving:
         kept = manifest.checkpoints(self.root)
         return f"{kept[0]} is kept" if kept else "there is no checkpoint"
 
-    def _begin(self, counters: Counters, sync: Callable[[], None]) -> None:
+    def _begin(self, counters: Counters, sync: Callable[[], None], beside_training: bool) -> None:
         counters = replace(counters, adam_step=self._engine.adam_step, loss_scaler=self._engine.loss_scaler)
-        share = checkpoint.share_of(counters, self._engine.fragments(), self._world.rank, self._memory)
-        self._writing = Writing(self.root, counters.step, share, self._world, sync)
+        memory = self._memory if beside_training else None
+        share = checkpoint.share_of(counters, self._engine.buffers(), self._world.rank, memory)
+        self._writing = Writing(self.root, counters.step, share, self._world, sync, beside_training)
 
     def _take(self, ask: Callable[[Writing], Path | None]) -> None:
         if self._writing is None:

@@ -45,6 +45,32 @@ class Sections(Options):
             raise ValueError("optimizer.base_width: a base has its weights already: remove it")
         return self
 
+    @model_validator(mode="after")
+    def _compilation_fits(self) -> Self:
+        if not self.train.compile:
+            return self
+        if "base" in type(self).model_fields:
+            raise ValueError("train.compile: the layers of a base are not compiled: remove it")
+        if self.deepspeed.zero_stage == 3:
+            raise ValueError("train.compile: ZeRO 3 gathers weights between operations: use deepspeed.zero_stage 2")
+        kept = self.train.activation_checkpointing
+        if kept is not None and kept.kind == "selective":
+            raise ValueError(
+                "train.compile: selective activation checkpointing cannot look into compiled code: choose layers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _state_in_files_fits(self) -> Self:
+        if "offload_optimizer" not in self.deepspeed.on_nvme:
+            return self
+        beside = "which lie in files (deepspeed.zero_optimization.offload_optimizer.device nvme): use cpu, or"
+        if self.train.average_decay is not None:
+            raise ValueError(f"train.average_decay is kept beside the master weights, {beside} null")
+        if self.optimizer.kind == "muon":
+            raise ValueError(f"optimizer.kind muon gathers pieces of the master weights, {beside} adamw")
+        return self
+
     @cached_property
     def timeline(self) -> Timeline:
         """What every step is."""

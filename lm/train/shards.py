@@ -1,14 +1,16 @@
 """The training state of a DeepSpeed engine as named pieces that know nothing of its ZeRO stage.
 
 Whatever the stage, every trainable parameter has an fp32 master weight and AdamW's two moments; a rank holds the
-elements [offset, offset + n) of each, flattened. `fragments` gives those pieces as views, so reading them saves the
+elements [offset, offset + n) of each, flattened. `buffers` gives those pieces as views, so reading them saves the
 state and writing them restores it, on any number of ranks and any stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,10 +44,11 @@ class Fragment:
 def initialise_moments(engine: Any) -> None:
     """Gives every master weight its moments, at zero, and the step count 0, as AdamW itself does at its first step."""
     state = engine.basic_optimizer.state
-    for master, group in _masters(engine):
+    for index, (master, group) in enumerate(_masters(engine)):
         moments = KINDS[1:2] if group["name"] == GROUP else KINDS[1:]
-        state[master] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
-        state[master] |= {kind: torch.zeros_like(master) for kind in moments}
+        with _in_memory(engine, index):
+            state[master] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
+            state[master] |= {kind: torch.zeros_like(master) for kind in moments}
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -64,28 +67,57 @@ def set_adam_step(engine: Any, step: int) -> None:
 
 
 def fragments(engine: Any, model: nn.Module, rank: int, size: int) -> Iterator[Fragment]:
-    """This rank's pieces of the trainable parameters of `model`, which `engine` trains."""
+    """This rank's pieces of the trainable parameters of `model`, which `engine` trains; see `buffers`."""
+    return chain.from_iterable(buffers(engine, model, rank, size))
+
+
+def buffers(engine: Any, model: nn.Module, rank: int, size: int) -> Iterator[list[Fragment]]:
+    """The same in lists of those that are in memory together: all of them, or where state lies in files, one buffer's.
+
+    A buffer is read when its list is asked for, and written back when the next one is; views are good until then.
+    """
     stage = engine.zero_optimization_stage()
-    for name, parameter in _trainable(model):
-        if stage == 0:
-            yield _whole(name, parameter, engine.basic_optimizer.state, rank, size)
-        elif stage == 3:
-            yield _partition(engine, name, parameter, rank)
-        elif parameter._hp_mapping is not None:
-            yield _mapped(name, parameter._hp_mapping)
+    if stage == 3 and engine.optimizer.swap_optimizer:
+        for index in range(len(engine.optimizer.fp16_groups)):
+            with _in_memory(engine, index):
+                yield list(_partitions(engine, model, rank, index))
+    elif stage == 3:
+        groups = range(len(engine.optimizer.fp16_groups))
+        yield [piece for index in groups for piece in _partitions(engine, model, rank, index)]
+    elif stage == 0:
+        state = engine.basic_optimizer.state
+        yield [_whole(name, parameter, state, rank, size) for name, parameter in _trainable(model)]
+    else:
+        mapped = [(name, parameter._hp_mapping) for name, parameter in _trainable(model)]
+        yield [_mapped(name, mapping) for name, mapping in mapped if mapping is not None]
 
 
-def publish(engine: Any, model: nn.Module) -> None:
+def publish(engine: Any) -> None:
     """Makes the weights that the forward pass uses follow masters that were written. Collective."""
-    stage = engine.zero_optimization_stage()
+    stage, zero = engine.zero_optimization_stage(), engine.optimizer
     with torch.no_grad():
         if stage == 3:
-            engine.optimizer.checkpoint_event_prologue()
-            for _, parameter in _trainable(model):
-                parameter.ds_tensor.copy_(_local(parameter, "weight"))
-            engine.optimizer.checkpoint_event_epilogue()
+            zero.checkpoint_event_prologue()
+            for index in range(len(zero.fp16_groups)):
+                with _in_memory(engine, index):
+                    zero._reassign_or_swap_out_partitioned_parameters(index)
+            zero.checkpoint_event_epilogue()
         elif stage > 0:
-            engine.optimizer.update_lp_params()
+            zero.update_lp_params()
+
+
+@contextmanager
+def _in_memory(engine: Any, index: int) -> Iterator[None]:
+    """Reads the masters and moments of the stage-3 buffer of that index, if they lie in files, and writes them back."""
+    zero = engine.optimizer
+    if engine.zero_optimization_stage() != 3 or not zero._swappable_optimizer_subgroup(index):
+        yield
+        return
+    zero._optimizer_states_and_gradient_swap_in(index)
+    try:
+        yield
+    finally:
+        zero._optimizer_states_and_gradient_swap_out(index)
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, Any]]:
@@ -141,21 +173,17 @@ def _mapped(name: str, mapping: Any) -> Fragment:
     return Fragment(name, mapping.lp_fragment_address.start, parts, slice(None))
 
 
-def _partition(engine: Any, name: str, parameter: Any, rank: int) -> Fragment:
-    partition = parameter.partition_numel()
-    offset = min(rank * partition, parameter.ds_numel)
-    numel = min(partition, parameter.ds_numel - offset)  # the last ranks' partitions are padded
+def _partitions(engine: Any, model: nn.Module, rank: int, index: int) -> Iterator[Fragment]:
+    """Stage 3: the pieces in one flat buffer, wherever it lies."""
     zero = engine.optimizer
-    flat = zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(parameter)][0]]
-    kinds = [kind for kind in KINDS if kind == "weight" or kind in zero.optimizer.state[flat]]
-    parts = {kind: _local(parameter, kind).detach()[:numel] for kind in kinds}
-    return Fragment(name, offset, parts, slice(None))
-
-
-def _local(parameter: Any, kind: str) -> Tensor:
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-    local: Tensor = (
-        safe_get_local_fp32_param(parameter) if kind == "weight" else safe_get_local_optimizer_state(parameter, kind)
-    )
-    return local
+    names = {id(parameter): name for name, parameter in _trainable(model)}
+    flat = zero.fp32_partitioned_groups_flat[index]
+    state = zero.optimizer.state[flat]
+    tensors = {"weight": flat.detach()} | {kind: state[kind] for kind in KINDS[1:] if kind in state}
+    for parameter in zero.fp16_groups[index]:
+        partition = parameter.partition_numel()
+        offset = min(rank * partition, parameter.ds_numel)
+        numel = min(partition, parameter.ds_numel - offset)  # the last ranks' partitions are padded
+        _, start, _ = zero.grad_position[zero.get_param_id(parameter)]
+        parts = {kind: tensor[start : start + numel] for kind, tensor in tensors.items()}
+        yield Fragment(names[id(parameter)], offset, parts, slice(None))

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,10 @@ class FileEntry:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileEntry:
-    """Writes a safetensors file of contiguous CPU tensors and returns what was written. Raises OSError."""
+    """Writes a safetensors file and returns what was written. Raises OSError.
+
+    Of tensors that lie elsewhere one at a time is copied to host memory.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
@@ -39,8 +43,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        parts: list[Buffer] = [len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())]
-        for part in parts:
+        for part in chain((len(text).to_bytes(8, "little"), text), map(_bytes, tensors.values())):
             file.write(part)
             digest.update(part)
         file.flush()
@@ -87,5 +90,5 @@ def sync_folder(path: Path) -> None:
 
 
 def _bytes(tensor: Tensor) -> Buffer:
-    data: Buffer = tensor.view(-1).view(torch.uint8).numpy().data
+    data: Buffer = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
     return data

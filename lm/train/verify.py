@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.errors import UserError
-from lm.train import checkpoint, manifest
+from lm.train import checkpoint, distributed, manifest
 from lm.train.data_phase import prepare_on_all_ranks
 from lm.train.folder import Run, RunFolder
 from lm.train.interrupt import StopRequest
 from lm.train.log import METRICS_FILE, read_metrics
-from lm.train.loop import Training, start_ranks
+from lm.train.loop import Training
 from lm.train.progress import Progress
+from lm.train.start import start_ranks
 
 COMPARED = ("batch_hash", "loss", "grad_norm")
 TOLERANCE = 1e-5
@@ -87,8 +88,8 @@ def verify(run: Run, step: int | None = None) -> Verdict:
     if (damage := manifest.damage(path)) is not None:
         raise UserError(f"checkpoint {path} is damaged: {damage}")
     wrote = checkpoint.read_counters(path).world
-    world = start_ranks(run)
-    progress = Progress(rank=world.rank)
+    progress = Progress(rank=distributed.launched_rank())
+    world = start_ranks(run, progress.say)
     prepared = prepare_on_all_ranks(run, world, progress)
     with StopRequest(world) as request:
         training = Training(run, folder, world, progress, prepared, request)

@@ -40,7 +40,7 @@ def test_it_is_the_average_of_the_weights_after_each_update(stage: int, precisio
     engine.step(micro_batches(9, poisoned=True), LR)  # a step that is skipped does not count
     for name, average in parts(engine, "average").items():
         assert torch.allclose(average, expected[name], atol=1e-6), name
-    folder = checkpoint.save(tmp_path, Counters(step=5), engine.fragments(), engine.world)
+    folder = checkpoint.save(tmp_path, Counters(step=5), engine.buffers(), engine.world)
     resumed = make_engine(stage, precision, train={"average_decay": DECAY})
     checkpoint.load(folder, resumed.fragments())
     resumed.restored(engine.adam_step)

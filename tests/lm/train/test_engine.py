@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from kernels.linear_cross_entropy import CrossEntropy
 from lm.errors import UserError
+from lm.model.documents import Documents
 from lm.train import checkpoint
 from lm.train.checkpoint import Counters
 
@@ -40,11 +43,27 @@ def test_every_step_may_have_as_many_micro_batches_as_it_likes(stage: int, offlo
     assert [result.grad_norm for result in found] == pytest.approx([norm for _, norm in expected], rel=1e-4)
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_a_gradient_that_the_forward_makes_is_scaled_as_all_others(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's trap: its tiled loss gives the head a gradient in the forward, which no later scale reaches."""
+    expected = plain_steps(3)  # with the loss as PyTorch has it
+
+    def in_chunks(model: TinyModel, tokens: Tensor, documents: Documents, targets: Tensor) -> CrossEntropy:
+        hidden = model.norm(model.down(nn.functional.gelu(model.up(model.words(tokens)))))
+        out: CrossEntropy = model.scores(hidden, targets)
+        return out
+
+    monkeypatch.setattr(TinyModel, "forward", in_chunks)
+    for result, (loss, norm) in zip(steps(make_engine(stage), 0, 3), expected, strict=True):
+        assert result.loss == pytest.approx(loss, abs=1e-5)
+        assert result.grad_norm == pytest.approx(norm, rel=1e-4)
+
+
 @pytest.mark.parametrize(("stage", "precision"), STAGES)
 def test_a_resumed_run_is_bit_identical(stage: int, precision: str, tmp_path: Path) -> None:
     engine = make_engine(stage, precision)
     steps(engine, 0, 3)
-    folder = checkpoint.save(tmp_path, Counters(step=3, adam_step=engine.adam_step), engine.fragments(), engine.world)
+    folder = checkpoint.save(tmp_path, Counters(step=3, adam_step=engine.adam_step), engine.buffers(), engine.world)
     expected = steps(engine, 3, 6)
     resumed = make_engine(stage, precision)
     checkpoint.load(folder, resumed.fragments())
@@ -57,7 +76,7 @@ def test_dropout_draws_the_same_after_a_resume(stage: int, tmp_path: Path, monke
     monkeypatch.setattr(TinyModel, "dropout", 0.3)
     engine = make_engine(stage, "fp32")
     steps(engine, 0, 2)
-    folder = checkpoint.save(tmp_path, Counters(step=2, adam_step=2), engine.fragments(), engine.world)
+    folder = checkpoint.save(tmp_path, Counters(step=2, adam_step=2), engine.buffers(), engine.world)
     expected = steps(engine, 2, 4)
     resumed = make_engine(stage, "fp32")
     checkpoint.load(folder, resumed.fragments())
@@ -81,7 +100,7 @@ def test_many_micro_batches_of_bf16_add_up_exactly(stage: int, capfd: pytest.Cap
 def test_a_run_goes_on_at_another_stage(before: int, after: int, tmp_path: Path) -> None:
     engine = make_engine(before, "fp32")
     steps(engine, 0, 3)
-    folder = checkpoint.save(tmp_path, Counters(step=3), engine.fragments(), engine.world)
+    folder = checkpoint.save(tmp_path, Counters(step=3), engine.buffers(), engine.world)
     resumed = make_engine(after, "fp32")
     checkpoint.load(folder, resumed.fragments())
     resumed.restored(3)
@@ -154,7 +173,7 @@ def test_what_lies_in_the_cpus_memory_is_in_the_checkpoint(
     begun = steps(engine, 0, 3)
     if precision == "fp32":
         assert [result.loss for result in begun] == pytest.approx([loss for loss, _ in plain_steps(3)], abs=1e-5)
-    folder = checkpoint.save(tmp_path, Counters(step=3), engine.fragments(), engine.world)
+    folder = checkpoint.save(tmp_path, Counters(step=3), engine.buffers(), engine.world)
     expected = steps(engine, 3, 6)
     resumed = make_engine(stage, precision, zero_optimization=zero)
     checkpoint.load(folder, resumed.fragments())

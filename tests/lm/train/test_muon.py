@@ -123,7 +123,7 @@ def test_a_resumed_run_goes_on_at_any_stage(before: int, after: int, tmp_path: P
     engine = make_engine(before, optimizer=MUON)
     steps(engine, 0, 3)
     counters = Counters(step=3, adam_step=engine.adam_step)
-    folder = checkpoint.save(tmp_path, counters, engine.fragments(), engine.world)
+    folder = checkpoint.save(tmp_path, counters, engine.buffers(), engine.world)
     expected = steps(engine, 3, 6)
     resumed = make_engine(after, optimizer=MUON)
     checkpoint.load(folder, resumed.fragments())

@@ -34,9 +34,22 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(key: str, nearest: 
 
 
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
-def test_what_checkpoints_could_not_read_is_refused(key: str) -> None:
-    with pytest.raises(ValidationError, match=rf"zero_optimization.{key}.device is nvme.*use cpu"):
+def test_state_in_files_needs_a_folder(key: str) -> None:
+    with pytest.raises(ValidationError, match=rf"zero_optimization.{key}.device nvme needs nvme_path"):
         DeepSpeedOptions.model_validate({"zero_stage": 3, "zero_optimization": {key: {"device": "nvme"}}})
+
+
+def test_state_in_files_needs_stage_3() -> None:
+    """Below it DeepSpeed keeps in memory, without a word, what it was told to keep in files."""
+    files = {"offload_optimizer": {"device": "nvme", "nvme_path": "/disk"}}
+    with pytest.raises(ValidationError, match=r"offload_optimizer.device nvme needs deepspeed.zero_stage 3"):
+        DeepSpeedOptions.model_validate({"zero_stage": 2, "zero_optimization": files})
+    assert DeepSpeedOptions.model_validate({"zero_stage": 3, "zero_optimization": files}).on_nvme == [*files]
+
+
+def test_an_unknown_setting_of_files_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"aio has no setting 'thread_count'"):
+        DeepSpeedOptions.model_validate({"aio": {"thread_count": 2}})
 
 
 def test_every_setting_has_one_answer() -> None:

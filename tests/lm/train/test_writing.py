@@ -1,6 +1,8 @@
 """A checkpoint on its way to the disk, in one process."""
 
 import errno
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from lm.train import checkpoint, distributed, manifest, writing
 from lm.train.checkpoint import Counters
 from lm.train.distributed import World
 from lm.train.shards import Fragment
-from lm.train.writing import HostMemory, SaveError, Writing
+from lm.train.writing import WRITER_NICENESS, HostMemory, SaveError, Writing
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def state() -> dict[str, Tensor]:
 
 def begin(root: Path, parts: dict[str, Tensor], world: World, step: int = 3) -> Writing:
     fragments = [Fragment("w", 0, parts, slice(None))]
-    return Writing(root, step, checkpoint.share_of(Counters(step=step), fragments, 0, HostMemory()), world)
+    return Writing(root, step, checkpoint.share_of(Counters(step=step), [fragments], 0, HostMemory()), world)
 
 
 def test_training_may_go_on_at_once(tmp_path: Path, world: World, gate: threading.Event) -> None:
@@ -71,6 +73,38 @@ def test_it_becomes_current_without_being_waited_for(tmp_path: Path, world: Worl
             break
         threading.Event().wait(0.01)
     assert folder == manifest.checkpoints(tmp_path)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities of their own")
+@pytest.mark.parametrize("beside_training", [True, False])
+def test_a_writer_leaves_the_processors_to_the_steps_beside_it(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, beside_training: bool
+) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    real, seen = writing.write_tensors, set()
+
+    def noted(*arguments: Any) -> Any:
+        seen.add(priority())
+        return real(*arguments)
+
+    monkeypatch.setattr(writing, "write_tensors", noted)
+    share = checkpoint.share_of(Counters(), [[Fragment("w", 0, state(), slice(None))]], 0, HostMemory())
+    before = priority()
+    Writing(tmp_path, 1, share, world, beside_training=beside_training).finish()
+    assert seen == {max(before, WRITER_NICENESS) if beside_training else before}
+    assert priority() == before
+
+
+def test_what_is_waited_for_is_written_without_a_copy(tmp_path: Path, world: World) -> None:
+    parts = state()
+    share = checkpoint.share_of(Counters(), [[Fragment("w", 0, parts, slice(None))]], 0)
+    parts["weight"].fill_(7)  # nobody does, as everybody waits
+    folder = Writing(tmp_path, 1, share, world).finish()
+    found = {kind: torch.empty(6) for kind in parts}
+    checkpoint.load(folder, [Fragment("w", 0, found, slice(None))])
+    assert (found["weight"] == 7).all()
 
 
 @pytest.mark.parametrize(("number", "no_room"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
