@@ -132,11 +132,12 @@ class Guard:
         """`decided`: what earlier starts of the run did."""
         self.options = options
         self.memory = Memory()
-        self._decided = list(decided)
+        self.decisions = list(decided)
+        """All that was decided, oldest first."""
 
     def restore(self, memory: Memory) -> None:
         """Goes on from what a checkpoint remembers, and from all rewinds that were made since it was written."""
-        for decision in self._decided:
+        for decision in self.decisions:
             if decision.action == "rewind":
                 memory = memory.with_rewind(decision)
         self.memory = memory
@@ -145,7 +146,7 @@ class Guard:
         """What is to be done about a step before it is applied; None for one that does not stand out."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return None
-        before = next((d for d in self._decided if d.rows == rows and d.action != "rewind"), None)
+        before = next((d for d in self.decisions if d.rows == rows and d.action != "rewind"), None)
         if before is not None:
             return replace(before, step=step)
         for figure, value, window in (
@@ -179,9 +180,9 @@ class Guard:
 
     def decided(self, decision: Decision) -> bool:
         """Keeps what was decided for the next time that the rows are read; False where it was known before."""
-        if any(d.rows == decision.rows and d.action == decision.action for d in self._decided):
+        if any(d.rows == decision.rows and d.action == decision.action for d in self.decisions):
             return False
-        self._decided.append(decision)
+        self.decisions.append(decision)
         return True
 
     def require_retries(self, step: int) -> None:

@@ -28,13 +28,12 @@ class Spikes:
         self._saving = saving
         self._world = world
         self._say = say
-        self._decided = self._journal.read()
         self._decision: Decision | None = None
-        self.guard = Guard(options, self._decided)
+        self.guard = Guard(options, self._journal.read())
 
     def drop_abandoned(self) -> None:
         """Removes checkpoints of steps that were gone back from; to be called before one is chosen to go on from."""
-        rewinds = [decision for decision in self._decided if decision.action == "rewind"]
+        rewinds = [decision for decision in self.guard.decisions if decision.action == "rewind"]
 
         def work() -> None:
             for folder, counters in found(self._saving.root).items():
@@ -84,7 +83,6 @@ class Spikes:
                 decision = self._where_to(decision, rows_of)
             if self.guard.decided(decision):
                 self._journal.write(decision)
-                self._decided.append(decision)
                 self._say(str(decision))
             if decision.action == "rewind":
                 self.drop_abandoned()

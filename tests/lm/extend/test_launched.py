@@ -1,4 +1,4 @@
-"""Extensions on two ranks that share frozen and trained parameters (ZeRO-3)."""
+"""Extensions on two ranks that share frozen and trained parameters (ZeRO-3), and then hold each row together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ("tied", "untied")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By kind of base a folder with `base`, the run file, and in `out` what two ranks left."""
+    """By kind of base a folder with `base`, the run file, and what two ranks left: in `out`, and in `shared`."""
     root = tmp_path_factory.mktemp("launched")
     runs = {}
     for kind in KINDS:
@@ -43,10 +43,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_train_as_one(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     train(load_run_file(folders[kind] / "extend.yaml", [f"train.output_dir={tmp_path}"]))
-    two, one = (read_metrics(folder / "metrics.jsonl") for folder in (folders[kind] / "out", tmp_path))
-    for key in ("loss", "grad_norm"):
-        assert [record[key] for record in two] == pytest.approx([record[key] for record in one], rel=1e-4)
-    assert two[-1]["validation_loss"] == pytest.approx(one[-1]["validation_loss"], rel=1e-4)
+    one = read_metrics(tmp_path / "metrics.jsonl")
+    for output in ("out", "shared"):
+        two = read_metrics(folders[kind] / output / "metrics.jsonl")
+        for key in ("loss", "grad_norm"):
+            assert [record[key] for record in two] == pytest.approx([record[key] for record in one], rel=1e-4), output
+        assert two[-1]["validation_loss"] == pytest.approx(one[-1]["validation_loss"], rel=1e-4), output
 
 
 @pytest.mark.launch

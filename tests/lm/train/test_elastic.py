@@ -1,11 +1,11 @@
-"""One run over three starts: other ranks, other stages, and the launchers' own ways with signals."""
+"""One run over four starts: other ranks, nodes and stages, shared rows, and the launchers' own ways with signals."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,11 @@ OVERRIDES = (
     "train.checkpoint_every=null",
     "train.sample_tokens=0",
     "train.evaluate_tokens=512",
+    "optimizer.schedule={kind: constant}",  # which does not depend on train.steps
 )
 
 
-def curve(folder: Path) -> list[float]:
-    records = read_metrics(folder / "metrics.jsonl")
-    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    return [record["loss"] for record in records]
-
-
-def start(output: Path, run_path: Path, *command: str) -> subprocess.Popen[bytes]:
+def start(output: Path, run_path: Path, *command: str, changes: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """`train.py` under a launcher of this environment, in the output folder."""
     binaries = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
@@ -49,6 +44,7 @@ def start(output: Path, run_path: Path, *command: str) -> subprocess.Popen[bytes
             str(run_path),
             f"train.output_dir={output}",
             *OVERRIDES,
+            *changes,
         ],
         env=environment | {"OMP_NUM_THREADS": "1"},
     )
@@ -77,7 +73,13 @@ def written(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_three_starts_on_other_ranks_and_stages_are_one_curve(
+def two_nodes() -> list[list[str]]:
+    """The command of each, as `docs/launch.md` has it, where both are this machine."""
+    meeting = ["--rdzv_id=run1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}"]
+    return [["torchrun", "--nnodes=2", "--nproc_per_node=1", "--max_restarts=0", *meeting]] * 2
+
+
+def test_four_starts_on_other_ranks_and_stages_are_one_curve(
     run_path: Path, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, output = tmp_path / "alone", tmp_path / "out"
@@ -107,11 +109,21 @@ def test_three_starts_on_other_ranks_and_stages_are_one_curve(
         train(make_run(f"train.output_dir={output}", *OVERRIDES))
     assert ended.value.code == 0
 
-    # Two ranks, ZeRO-3, to the end.
-    launcher = start(output, at_stage(run_path, tmp_path, 3), "torchrun", "--standalone", "--nproc_per_node=2")
+    # Two nodes of one rank, ZeRO-3, for ten steps.
+    steps = f"train.steps={first + 15}"
+    path = at_stage(run_path, tmp_path, 3)
+    nodes = [start(output, path, *command, changes=[steps]) for command in two_nodes()]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+
+    # Two ranks that hold each row together, ZeRO-3, for ten steps more.
+    shared = (f"train.steps={first + 25}", "train.sequence_parallel=2", "train.micro_batch_size=1")
+    launcher = start(output, path, "torchrun", "--standalone", "--nproc_per_node=2", changes=shared)
     assert launcher.wait(300) == 0
-    compared = first + 25  # the whole curve is longer only so that the signal comes in time: last bits grow with steps
-    assert curve(output)[:compared] == pytest.approx(curve(alone)[:compared], abs=1e-5)
+
+    found, wanted = (read_metrics(folder / "metrics.jsonl") for folder in (output, alone))
+    assert [record["step"] for record in found] == list(range(1, first + 26))
+    # The run alone is longer, so that the signal comes in time.
+    assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in wanted[: len(found)]], abs=1e-5)
 
 
 def at_stage(run_path: Path, folder: Path, stage: int) -> Path:

@@ -1,5 +1,7 @@
 """fp16 on this machine's CPU, which DeepSpeed is told has it: PyTorch computes in it, if slowly."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from lm.train import checkpoint, precision
 from lm.train.checkpoint import Counters
 from lm.train.precision import require_precision
 
+from .test_launchers import launch
 from .tiny import LR, make_engine, micro_batches, plain_steps, steps
 
 
@@ -38,7 +41,7 @@ def test_an_overflow_is_skipped_and_lowers_the_scale_and_a_resumed_run_has_it(st
         assert not engine.step(micro_batches(9, poisoned=True), LR).applied
     assert engine.loss_scaler["cur_scale"] == first / 4
     counters = Counters(step=5, adam_step=engine.adam_step, loss_scaler=engine.loss_scaler)
-    folder = checkpoint.save(tmp_path, counters, engine.fragments(), engine.world)
+    folder = checkpoint.save(tmp_path, counters, engine.buffers(), engine.world)
     expected = steps(engine, 2, 5)
     resumed = make_engine(stage, "fp16")
     checkpoint.load(folder, resumed.fragments())
@@ -67,6 +70,24 @@ def test_the_smallest_scale_is_not_the_end_of_the_program() -> None:
         assert not engine.step(micro_batches(9, poisoned=True), LR).applied
     assert engine.loss_scaler["cur_scale"] == 1
     assert steps(engine, 0, 1)[0].applied
+
+
+@pytest.mark.launch
+def test_an_overflow_on_one_rank_is_skipped_on_both(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("fp16_script.py")
+    launch("torchrun", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path), *"0123")
+    for stage in range(4):
+        first, second = (json.loads((tmp_path / f"stage-{stage}-rank-{rank}.json").read_text()) for rank in range(2))
+        assert first == second
+        before, after = first["all"]["scales"]
+        assert after == before / 4  # the first of three is forgiven
+        assert first["without"]["scales"] == [before, before]
+        for step, loss, applied in first["all"]["results"]:
+            assert applied == (step not in (1, 2, 3))
+            assert math.isfinite(loss)
+        found = {step: loss for step, loss, _ in first["all"]["results"]}
+        for step, loss, _ in first["without"]["results"]:
+            assert found[step] == pytest.approx(loss, abs=0.02)
 
 
 def test_a_machine_without_fp16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ MakeRun = Callable[..., RunFile]
 SCRIPT = Path(__file__).with_name("sequence_script.py")
 ROOT = Path(__file__).parents[3]
 STEPS = 8
-LEGS = ("2:1:2", "4:2:3", "6:2:0", "8:1:2")
+LEGS = ("2:1:2", "4:2:3", "6:2:0", "verify", "8:1:2")
 CHANGES = (
     f"train.steps={STEPS}",
     "train.micro_batch_size=1",  # a batch of one row, so that ranks that share it cut it
@@ -44,7 +44,9 @@ def test_a_run_goes_on_with_rows_that_ranks_share_and_back(run_path: Path, tmp_p
     torchrun = Path(sys.executable).with_name("torchrun")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [torchrun, "--standalone", "--nproc_per_node=2", SCRIPT, path, *LEGS]
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    said = subprocess.run(command, env=environment, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
+    assert "step 5 replayed from the checkpoint before it; to agree to the bit" in said
+    assert said.count("  identical") == 3
     found, alone = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("legs", "alone"))
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     for record, wanted in zip(found, alone, strict=True):

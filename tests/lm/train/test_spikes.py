@@ -17,6 +17,7 @@ from lm.train.distributed import World
 from lm.train.engine import Engine, StepResult
 from lm.train.log import RunLog, read_metrics
 from lm.train.loop import train
+from lm.train.rows_read import STRIDE
 from lm.train.sharing import MicroBatch
 
 MakeRun = Callable[..., RunFile]
@@ -134,3 +135,32 @@ def test_what_was_decided_holds_after_a_kill(
     assert len(wild_step) == 27
     train(make_run(*settings))  # the learning rate is wild no more, and the rows are stepped over all the same
     assert exact(tmp_path / "out") == exact(tmp_path / "whole")
+
+
+def test_a_rewind_across_the_border_of_a_stage_reads_the_stage_before_again(
+    make_run: MakeRun, tmp_path: Path, wild_step: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stepped over are the rows of the stage with the spike, and none of those that were read before it began."""
+    write, written = RunLog.write, []
+
+    def noted(log: RunLog, record: dict[str, Any]) -> None:
+        written.append(dict(record))
+        write(log, record)
+
+    monkeypatch.setattr(RunLog, "write", noted)
+    border, rows = 21, 4  # of 64 tokens in a step of the second stage
+    stages = f"train.stages=[{{steps: {border}}}, {{sequence_length: 64, micro_batch_size: 2}}]"
+    train(make_run(*OVERRIDES, stages, "train.keep_checkpoints=4", guard("rewind", sigma=9.0)))
+    (decision,) = decisions(tmp_path / "out")
+    spike, back_to = decision["step"], decision["checkpoint"]
+    assert back_to < border < spike
+    first = STRIDE
+    assert decision["stepped_over"] == [first, first + (spike - border) * rows]
+    records = exact(tmp_path / "out")
+    assert [record["step"] for record in records] == [*range(1, back_to + 1), back_to, *range(back_to + 1, 41)]
+    rewound = next(index for index, record in enumerate(written) if record.get("guard") == "rewind")
+    before = {record["step"]: record["batch_hash"] for record in written[:rewound]}
+    again = {record["step"]: record["batch_hash"] for record in written[rewound + 1 :]}
+    for step in range(back_to + 1, border + 1):
+        assert again[step] == before[step]
+    assert not {again[step] for step in range(border + 1, 41)} & set(before.values())
