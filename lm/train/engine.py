@@ -23,7 +23,7 @@ from lm.train.compilation import compile_layers
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
 from lm.train.loss_scaler import LossScaler
-from lm.train.nvme import in_own_folders
+from lm.train.nvme import in_own_folders, keep_misaligned_gradients, require_exact_parameters
 from lm.train.optimizer import build_optimizer
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
@@ -75,7 +75,7 @@ class Engine:
     ) -> None:
         """`micro_batches`: forwards of one step on one rank. `lr_factors`: see `parameter_groups`.
 
-        Raises UserError for settings that DeepSpeed refuses.
+        Raises UserError for settings that DeepSpeed refuses, or would not do as it is told.
         """
         import deepspeed
 
@@ -99,6 +99,8 @@ class Engine:
             )
         except Exception as error:  # DeepSpeed raises whatever its parts do
             raise UserError(f"deepspeed: DeepSpeed refuses these settings: {type(error).__name__}: {error}") from error
+        require_exact_parameters(model, train.precision)
+        keep_misaligned_gradients(self._engine)
         initialise_moments(self._engine)
         if not self._unguarded:
             self._veto = Veto(self._engine)

@@ -147,11 +147,6 @@ class RunLog:
             self._metrics.append(self._waiting[0])
             del self._waiting[0]
 
-    def summarise(self, values: Record) -> None:
-        """Adds the run's final figures to wandb's summary."""
-        if self._run is not None:
-            self._run.summary.update(plain(values))
-
     def close(self, *, failed: bool = False) -> None:
         """Ends the wandb run (as failed, if so) and closes the files."""
         if self._run is not None:

@@ -7,41 +7,53 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from lm.errors import UserError
 from lm.train.deepspeed_options import OFFLOADS, DeepSpeedOptions
+from lm.train.distributed import World
+from lm.train.precision import DTYPES
 
 _PREFIX = "braid-swap-"
 
 
-def require_asynchronous_files(settings: DeepSpeedOptions, say: Callable[[str], None]) -> None:
-    """Raises UserError where settings ask for files that DeepSpeed cannot read and write on this machine.
+def require_asynchronous_files(settings: DeepSpeedOptions, world: World, say: Callable[[str], None]) -> None:
+    """Raises UserError where settings ask for files that DeepSpeed cannot read and write on every rank's machine.
 
     To be called once DeepSpeed is ready, before data is read. say: told what the first start has to wait for.
+    Collective.
     """
-    wanted = settings.on_nvme
-    if not wanted:
+    if not settings.on_nvme:
         return
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    for key in wanted:
-        path = Path(settings.zero[key]["nvme_path"])
-        if not (path.is_dir() and os.access(path, os.W_OK)):
-            raise UserError(f"deepspeed.zero_optimization.{key}.nvme_path: {path} is no folder that can be written")
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise UserError(
-            f"deepspeed.zero_optimization.{wanted[0]}.device: nvme needs libaio with its header and a C compiler, with "
-            "which DeepSpeed builds its operator at the first start: install them (apt install libaio-dev gcc; dnf "
-            "install libaio-devel gcc), or say in CFLAGS and LDFLAGS where libaio is; or choose cpu"
-        )
+    refused = next((refusal for refusal in world.gather(_refusal(settings)) if refusal is not None), None)
+    if refused is not None:
+        raise UserError(refused)
     lock = _operator_folder() / "lock"
     if lock.exists():
         say(f"another process builds DeepSpeed's operator for files; if none does, remove {lock}, which is waited for")
     elif not operator_is_built():
         say("DeepSpeed builds its operator for files, at this first start alone: it takes minutes")
+
+
+def _refusal(settings: DeepSpeedOptions) -> str | None:
+    """What is missing on this machine, and what to do."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    for key in settings.on_nvme:
+        path = Path(settings.zero[key]["nvme_path"])
+        if not (path.is_dir() and os.access(path, os.W_OK)):
+            return f"deepspeed.zero_optimization.{key}.nvme_path: {path} is no folder that can be written"
+    if AsyncIOBuilder().is_compatible(verbose=False):
+        return None
+    return (
+        f"deepspeed.zero_optimization.{settings.on_nvme[0]}.device: nvme needs libaio with its header and a compiler, "
+        "with which DeepSpeed builds its operator at the first start: install them (apt install libaio-dev g++; dnf "
+        "install libaio-devel gcc-c++), or say in CFLAGS and LDFLAGS where libaio is; or choose cpu"
+    )
 
 
 def operator_is_built() -> bool:
@@ -101,3 +113,38 @@ def _locked(folder: Path) -> int | None:
 def _remove(folder: Path, handle: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.close(handle)
+
+
+def require_exact_parameters(model: nn.Module, precision: str) -> None:
+    """Raises UserError where DeepSpeed keeps the parameters of `model` in files of fewer bits than they have.
+
+    It takes bf16 for them on a machine that does not compute in fp16, whatever the precision is (0.19).
+    """
+    for parameter in model.parameters():
+        swapper = getattr(parameter, "nvme_swapper", None)
+        if swapper is not None and swapper.dtype != DTYPES[precision]:
+            kept = str(swapper.dtype).removeprefix("torch.")
+            raise UserError(
+                f"deepspeed.zero_optimization.offload_param.device: on this machine DeepSpeed keeps parameters in "
+                f"files as {kept}, which train.precision {precision} is not: use cpu, or precision bf16"
+            )
+
+
+def keep_misaligned_gradients(engine: Any) -> None:
+    """Keeps in memory what DeepSpeed would read back from its files wrongly, without a word (0.19).
+
+    A gradient is read into its place in a flat buffer, and the system reads into places of whole blocks alone.
+    DeepSpeed cuts lengths to blocks, but does not look at where a gradient begins: behind those before it.
+    """
+    swapper = getattr(engine.optimizer, "optimizer_swapper", None)
+    if swapper is None:
+        return
+    swap_out = swapper.swap_out_gradients
+
+    def swap_out_aligned(parameter: Any, gradient_offsets: Sequence[int], gradient_tensors: Sequence[Tensor]) -> None:
+        for offset, tensor in zip(gradient_offsets, gradient_tensors, strict=True):
+            if offset % swapper.numel_alignment:
+                tensor.swappable = False  # type: ignore[attr-defined]
+        swap_out(parameter, gradient_offsets, gradient_tensors)
+
+    swapper.swap_out_gradients = swap_out_aligned

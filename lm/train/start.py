@@ -24,5 +24,5 @@ def start_ranks(run: Run, say: Callable[[str], None], section: str = "train") ->
     require_compiler(run.train.compile)
     prefer_backends(run.train)
     world = start_sharing(run.train, run.timeline.longest_forward)
-    require_asynchronous_files(run.deepspeed, say)
+    require_asynchronous_files(run.deepspeed, world, say)
     return world

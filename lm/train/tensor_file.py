@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
+from lm.train.handover import ended
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
 _BLOCK = 1 << 24
+_PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,16 @@ class FileEntry:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FileEntry:
-    """Writes a safetensors file and returns what was written. Raises OSError.
+    """Writes a safetensors file and returns what was written. Raises OSError."""
+    return ended(writing_tensors(path, tensors, metadata))
 
-    Of tensors that lie elsewhere one at a time is copied to host memory.
+
+def writing_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Generator[None, None, FileEntry]:
+    """The same in pieces of a few milliseconds, so that whoever runs it may stop, and another go on.
+
+    Tensors that do not lie in host memory are copied there one at a time.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -43,9 +49,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for part in chain((len(text).to_bytes(8, "little"), text), map(_bytes, tensors.values())):
-            file.write(part)
-            digest.update(part)
+        for part in chain(map(memoryview, (len(text).to_bytes(8, "little"), text)), map(_bytes, tensors.values())):
+            for begin in range(0, len(part), _PIECE):
+                piece = part[begin : begin + _PIECE]
+                file.write(piece)
+                digest.update(piece)
+                yield
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(8 + len(text) + end, digest.hexdigest())
@@ -89,6 +98,6 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _bytes(tensor: Tensor) -> Buffer:
-    data: Buffer = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+def _bytes(tensor: Tensor) -> memoryview:
+    data: memoryview = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
     return data

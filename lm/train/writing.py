@@ -1,19 +1,18 @@
 """Writing a checkpoint while training goes on: copied to host memory, written by a thread, made current at the end.
 
 Threads only write files. What ranks tell each other, they tell between steps in the main thread, so no collective of a
-thread can come between those of training.
+thread can come between those of training. The thread leaves the processors to training; when training has to wait for
+it, it hands what is left over to the main thread, which nobody holds up.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from torch import Tensor
 from lm.errors import UserError
 from lm.train import manifest
 from lm.train.distributed import World
+from lm.train.handover import Handover
 from lm.train.random_state import State
-from lm.train.tensor_file import FileEntry, write_tensors, write_text
+from lm.train.tensor_file import FileEntry, write_text, writing_tensors
 
-WRITER_NICENESS = 15
-"""At 0 training waits for the writer; at 19 whoever waits for the writer, on a machine full of others, waits long."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -65,22 +63,13 @@ class Share:
     state: TensorFiles
     texts: Mapping[str, str]
 
-    def write(self, folder: Path) -> dict[str, FileEntry]:
-        """Writes the files and says what was written. Raises OSError."""
+    def write(self, folder: Path) -> Generator[None, None, dict[str, FileEntry]]:
+        """Writes the files, piece by piece, and says what was written. Raises OSError."""
+        written = {}
         with closing(self.state):
-            written = {name: write_tensors(folder / name, *content) for name, content in self.state}
-        written |= {name: write_tensors(folder / name, *content) for name, content in self.tensors.items()}
+            for name, content in chain(self.state, self.tensors.items()):
+                written[name] = yield from writing_tensors(folder / name, *content)
         return written | {name: write_text(folder / name, text) for name, text in self.texts.items()}
-
-
-def give_way() -> None:
-    """Lets the calling thread run where others leave a processor idle, and else for a thirtieth of one's time.
-
-    A step's threads wait for each other many times a step, so that a writer which takes one's processor holds up all:
-    on two cores a step took five times as long. On Linux alone a thread has a priority of its own.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICENESS)
 
 
 class HostMemory:
@@ -110,63 +99,59 @@ class Writing:
         first: Callable[[], None] = lambda: None,
         beside_training: bool = False,
     ) -> None:
-        """Begins: threads write from here on. `share` must stay as it is until this has ended.
+        """Begins. `share` must stay as it is until this has ended.
 
-        first: what rank 0 puts on the disk before; may raise OSError. beside_training: whether steps are to be made
-        meanwhile, to which the threads leave the processors.
+        first: what rank 0 puts on the disk before; may raise OSError. beside_training: whether a thread writes while
+        steps are made; without it `finish` does.
         """
         self.step = step
         self._world = world
         self._folder = manifest.folder_of(root, step).with_suffix(".tmp")
         self._files: dict[str, FileEntry] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if beside_training else None
 
         def begin() -> None:
             if world.rank == 0:
                 first()
                 manifest.begin(root, step)
 
-        def write() -> dict[str, FileEntry]:
-            if beside_training:
-                give_way()
-            return share.write(self._folder)
-
-        self._job = self._start(begin)
-        self._agree()
-        self._job = self._start(write)
+        self._agree(begin)
+        self._work: Handover[Any] = Handover(share.write(self._folder), self._thread)
 
     def done(self) -> Path | None:
         """The checkpoint's folder if it is current by now, without waiting for the disk."""
-        while not self._world.sum(torch.tensor(float(not self._job.done()))):
+        while not self._world.sum(torch.tensor(float(not self._work.done()))):
             if self._advance():
                 return self._end()
         return None
 
     def finish(self) -> Path:
-        """Waits until the checkpoint is current, and returns its folder."""
+        """Writes what is left, and returns the checkpoint's folder when it is current."""
+        self._end()
         while not self._advance():
             pass
         return self._end()
 
-    def _start(self, work: Callable[[], Any]) -> Future[Any]:
-        return self._thread.submit(work)
-
     def _advance(self) -> bool:
-        """Takes what the threads have done and goes on; True when the checkpoint is current."""
-        found = self._agree()
+        """Takes what was written and goes on; True when the checkpoint is current."""
+        found = self._agree(self._work.result)
         if self._files is not None:
             return True
-        files = {name: entry for share in found for name, entry in share.items()}
-        self._files = files
-        self._job = self._start(lambda: manifest.commit(self._folder, files) if self._world.rank == 0 else None)
+        self._files = {name: entry for share in found for name, entry in share.items()}
+        self._work = Handover(self._commit(self._files), self._thread)
         return False
 
-    def _agree(self) -> list[Any]:
-        """What each rank's thread returned. Raises SaveError if the disk failed any of them."""
+    def _commit(self, files: Mapping[str, FileEntry]) -> Generator[None, None, None]:
+        yield from ()  # in one piece
+        if self._world.rank == 0:
+            manifest.commit(self._folder, files)
+
+    def _agree(self, work: Callable[[], Any]) -> list[Any]:
+        """What work returned on each rank. Raises SaveError if the disk failed any of them."""
         result = failure = None
         no_room = False
         try:
-            result = self._job.result()
+            result = work()
         except OSError as error:
             failure = f"{error.strerror or error} ({error.filename or 'rank ' + str(self._world.rank)})"
             no_room = error.errno in _NO_ROOM
@@ -176,9 +161,12 @@ class Writing:
             return [outcome[0] for outcome in outcomes]
         if self._world.rank == 0:
             manifest.discard(self._folder)
-        self._thread.shutdown()
+        self._end()
         raise SaveError(f"checkpoint of step {self.step} was not written: {failed[1]}", failed[2])
 
     def _end(self) -> Path:
-        self._thread.shutdown()
+        """No more work for the thread, which ends with what it is at."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+            self._thread = None
         return self._folder.with_suffix("")

@@ -109,7 +109,6 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     with RunLog(tmp_path, rank=1) as log:
         log.write({"step": 1, "loss": 1.0})
         log.sync()
-        log.summarise({"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,7 +142,6 @@ def test_wandb_offline_is_silent_and_a_resumed_run_keeps_its_id(tmp_path: Path) 
         "    with RunLog(Path(sys.argv[1]), step=step, config={'a': {'b': 1}}) as log:\n"
         "        log.write({'step': step + 1, 'loss': 1.0, 'grad_norm': float('nan')})\n"
         "        log.write({'step': step + 2, 'loss': 1.0})\n"
-        "        log.summarise({'perplexity': 3.0})\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False

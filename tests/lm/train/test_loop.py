@@ -186,7 +186,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, calls = writing.write_tensors, []
+    real, calls = writing.writing_tensors, []
 
     def full_at_step_8(path: Path, *rest: Any) -> Any:
         calls.append(path)
@@ -194,7 +194,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path, *rest)
 
-    monkeypatch.setattr(writing, "write_tensors", full_at_step_8)
+    monkeypatch.setattr(writing, "writing_tensors", full_at_step_8)
     with pytest.raises(KeyboardInterrupt):
         train_until(make_run("train.asynchronous_checkpoints=false"), 10, monkeypatch)
     said = capsys.readouterr().out.replace("\n", " ")
@@ -210,14 +210,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 def test_on_a_full_disk_older_checkpoints_make_room(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, folder = writing.write_tensors, tmp_path / "out" / "checkpoints"
+    real, folder = writing.writing_tensors, tmp_path / "out" / "checkpoints"
 
     def room_for_two(path: Path, *rest: Any) -> Any:
         if len(manifest.checkpoints(folder)) >= 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path, *rest)
 
-    monkeypatch.setattr(writing, "write_tensors", room_for_two)
+    monkeypatch.setattr(writing, "writing_tensors", room_for_two)
     train(make_run("train.steps=14", "train.sample_tokens=0"))
     assert "step-000004 made room for the next checkpoint" in capsys.readouterr().out.replace("\n", " ")
     kept = manifest.checkpoints(folder)

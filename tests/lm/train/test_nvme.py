@@ -14,7 +14,7 @@ from lm.train.engine import Engine
 from lm.train.nvme import in_own_folders, operator_is_built, own_folder, require_asynchronous_files
 
 from . import tiny
-from .tiny import make_engine, plain_steps, steps
+from .tiny import make_engine, steps
 
 
 class Owner:
@@ -35,32 +35,56 @@ def offloaded(folder: Path, *keys: str) -> dict[str, Any]:
     return {"stage3_param_persistence_threshold": 0, **sections}
 
 
-@pytest.mark.parametrize(
-    "keys", [("offload_optimizer",), ("offload_param",), ("offload_optimizer", "offload_param")], ids=" and ".join
+needs_operator = pytest.mark.skipif(
+    not has_operator(), reason="needs libaio-dev, and DeepSpeed's operator for files, which takes minutes to build"
 )
-def test_training_and_checkpoints_are_those_without_files(
-    keys: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not has_operator():
-        pytest.skip("needs libaio-dev, and DeepSpeed's operator for files, which takes minutes to build")
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files go; the model is so large that there are some, and its sizes are no multiples of anything."""
     monkeypatch.setattr(tiny, "WIDTH", 300)  # DeepSpeed leaves in memory what has less than a MiB
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    engine = make_engine(3, zero_optimization=offloaded(disk, *keys))
-    begun = steps(engine, 0, 2)
-    assert [result.loss for result in begun] == pytest.approx([loss for loss, _ in plain_steps(2)], abs=1e-5)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    return folder
+
+
+CASES = [
+    ("fp32", ("offload_optimizer",)),
+    ("bf16", ("offload_optimizer",)),
+    ("bf16", ("offload_param",)),
+    ("bf16", ("offload_optimizer", "offload_param")),
+]
+
+
+@needs_operator
+@pytest.mark.parametrize(("precision", "keys"), CASES, ids=str)
+def test_training_and_checkpoints_are_those_without_files(
+    precision: str, keys: tuple[str, ...], disk: Path, tmp_path: Path
+) -> None:
+    in_memory, engine = make_engine(3, precision), make_engine(3, precision, zero_optimization=offloaded(disk, *keys))
+    begun, wanted = steps(engine, 0, 2), steps(in_memory, 0, 2)
+    assert [result.loss for result in begun] == pytest.approx([result.loss for result in wanted], rel=1e-6)
+    assert [result.grad_norm for result in begun] == pytest.approx([result.grad_norm for result in wanted], rel=1e-6)
     assert any(path.stat().st_size > 1 << 20 for path in disk.rglob("*.swp"))
     folder = checkpoint.save(tmp_path, Counters(step=2, adam_step=2), engine.buffers(), engine.world)
     expected = steps(engine, 2, 4)
-    resumed = make_engine(3, zero_optimization=offloaded(disk, *keys))
-    checkpoint.load(folder, resumed.fragments())
-    resumed.restored(2)
+    resumed = make_engine(3, precision, zero_optimization=offloaded(disk, *keys))
+    for one in (resumed, in_memory):
+        checkpoint.load(folder, one.fragments())
+        one.restored(2)
     assert steps(resumed, 2, 4) == expected
-    in_memory = make_engine(0)
-    checkpoint.load(folder, in_memory.fragments())
-    in_memory.restored(2)
     found = [result.loss for result in steps(in_memory, 2, 4)]
-    assert found == pytest.approx([result.loss for result in expected], abs=1e-5)
+    assert found == pytest.approx([result.loss for result in expected], rel=1e-6)
+
+
+@needs_operator
+def test_parameters_that_files_would_round_are_refused(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    with pytest.raises(UserError, match=r"offload_param\.device: .* as bfloat16, which train.precision fp32 is not"):
+        make_engine(3, zero_optimization=offloaded(disk, "offload_param"))
 
 
 class InFiles:
@@ -152,13 +176,13 @@ def test_every_engine_gets_folders_of_its_own(tmp_path: Path) -> None:
 def test_a_machine_without_libaio_or_without_the_folder_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distributed.start()
+    world = distributed.start()
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda builder, verbose: False)
     values = {"zero_stage": 3, "zero_optimization": offloaded(tmp_path, "offload_param")}
     with pytest.raises(UserError, match=r"offload_param\.device: nvme needs libaio .* apt install libaio-dev"):
-        require_asynchronous_files(DeepSpeedOptions.model_validate(values), print)
+        require_asynchronous_files(DeepSpeedOptions.model_validate(values), world, print)
     values = {"zero_stage": 3, "zero_optimization": offloaded(tmp_path / "none", "offload_param")}
     with pytest.raises(UserError, match=r"offload_param\.nvme_path: .*none is no folder"):
-        require_asynchronous_files(DeepSpeedOptions.model_validate(values), print)
+        require_asynchronous_files(DeepSpeedOptions.model_validate(values), world, print)

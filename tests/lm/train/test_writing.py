@@ -15,8 +15,9 @@ from torch import Tensor
 from lm.train import checkpoint, distributed, manifest, writing
 from lm.train.checkpoint import Counters
 from lm.train.distributed import World
+from lm.train.handover import NICENESS
 from lm.train.shards import Fragment
-from lm.train.writing import WRITER_NICENESS, HostMemory, SaveError, Writing
+from lm.train.writing import HostMemory, SaveError, Writing
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,13 @@ def world() -> World:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Files are written once it is set."""
-    real, open_now = writing.write_tensors, threading.Event()
+    real, open_now = writing.writing_tensors, threading.Event()
 
     def wait(*arguments: Any) -> Any:
         assert open_now.wait(30)
-        return real(*arguments)
+        return (yield from real(*arguments))
 
-    monkeypatch.setattr(writing, "write_tensors", wait)
+    monkeypatch.setattr(writing, "writing_tensors", wait)
     yield open_now
     open_now.set()
 
@@ -44,7 +45,8 @@ def state() -> dict[str, Tensor]:
 
 def begin(root: Path, parts: dict[str, Tensor], world: World, step: int = 3) -> Writing:
     fragments = [Fragment("w", 0, parts, slice(None))]
-    return Writing(root, step, checkpoint.share_of(Counters(step=step), [fragments], 0, HostMemory()), world)
+    share = checkpoint.share_of(Counters(step=step), [fragments], 0, HostMemory())
+    return Writing(root, step, share, world, beside_training=True)
 
 
 def test_training_may_go_on_at_once(tmp_path: Path, world: World, gate: threading.Event) -> None:
@@ -76,25 +78,29 @@ def test_it_becomes_current_without_being_waited_for(tmp_path: Path, world: Worl
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities of their own")
-@pytest.mark.parametrize("beside_training", [True, False])
-def test_a_writer_leaves_the_processors_to_the_steps_beside_it(
-    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, beside_training: bool
+def test_the_thread_gives_way_to_training_and_who_waits_does_the_rest(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def priority() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    real, begun, waited_for = writing.writing_tensors, threading.Event(), threading.Event()
+    seen = []
 
-    real, seen = writing.write_tensors, set()
+    def two_files(*arguments: Any) -> Any:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        if len(seen) == 1:
+            begun.set()
+            assert waited_for.wait(30)
+        return (yield from real(*arguments))
 
-    def noted(*arguments: Any) -> Any:
-        seen.add(priority())
-        return real(*arguments)
-
-    monkeypatch.setattr(writing, "write_tensors", noted)
-    share = checkpoint.share_of(Counters(), [[Fragment("w", 0, state(), slice(None))]], 0, HostMemory())
-    before = priority()
-    Writing(tmp_path, 1, share, world, beside_training=beside_training).finish()
-    assert seen == {max(before, WRITER_NICENESS) if beside_training else before}
-    assert priority() == before
+    monkeypatch.setattr(writing, "writing_tensors", two_files)
+    on_its_way = begin(tmp_path, state(), world)
+    assert begun.wait(30)
+    assert on_its_way.done() is None
+    on_its_way._work._waited_for.set()  # as `finish` does, before it waits for the piece that the thread is at
+    waited_for.set()
+    folder = on_its_way.finish()
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert seen == [max(usual, NICENESS), usual]
+    assert manifest.damage(folder) is None
 
 
 def test_what_is_waited_for_is_written_without_a_copy(tmp_path: Path, world: World) -> None:
@@ -114,10 +120,10 @@ def test_what_the_disk_refuses_leaves_nothing_behind(
     before = begin(tmp_path, state(), world, step=1).finish()
 
     def refuse(path: Path, *rest: Any) -> Any:
-        path.write_bytes(b"half")
+        yield path.write_bytes(b"half")
         raise OSError(number, "refused", str(path))
 
-    monkeypatch.setattr(writing, "write_tensors", refuse)
+    monkeypatch.setattr(writing, "writing_tensors", refuse)
     with pytest.raises(SaveError, match="checkpoint of step 2 was not written: refused") as refused:
         begin(tmp_path, state(), world, step=2).finish()
     assert refused.value.no_room == no_room
