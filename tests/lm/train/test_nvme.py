@@ -181,7 +181,7 @@ def test_a_machine_without_libaio_or_without_the_folder_says_so(
 
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda builder, verbose: False)
     values = {"zero_stage": 3, "zero_optimization": offloaded(tmp_path, "offload_param")}
-    with pytest.raises(UserError, match=r"offload_param\.device: nvme needs libaio .* apt install libaio-dev"):
+    with pytest.raises(UserError, match=r"offload_param\.device: nvme needs libaio .*apt install libaio-dev"):
         require_asynchronous_files(DeepSpeedOptions.model_validate(values), world, print)
     values = {"zero_stage": 3, "zero_optimization": offloaded(tmp_path / "none", "offload_param")}
     with pytest.raises(UserError, match=r"offload_param\.nvme_path: .*none is no folder"):
