@@ -1,6 +1,6 @@
 """The `cpp` backend of interval attention: one pass each way over the visible keys, the extra entry included.
 
-Its source is kernels/native/attention.cpp, whose structures these mirror field by field.
+Its sources are kernels/native/attention_*.cpp; the structures of attention.h are mirrored here field by field.
 """
 
 from __future__ import annotations

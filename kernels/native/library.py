@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("attention.cpp", "scan.cpp", "chunk_states.cpp")
-HEADERS = ("tiles.h",)
+SOURCES = ("attention_forward.cpp", "attention_backward.cpp", "scan.cpp", "chunk_states.cpp")
+HEADERS = ("tiles.h", "attention.h")
 # No -ffast-math: rows that see nothing are told by infinities. The OpenMP library is torch's own, which is loaded.
 FLAGS = (
     *("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
