@@ -15,13 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 
-from benchmarks.measure import WALL, Clock
+from benchmarks.measure import WALL, Clock, device
+from benchmarks.peer import HEADS, VOCAB, WIDTH, llama
 from lm.hf import BraidCache, BraidConfig, BraidForCausalLM
 from lm.model.documents import Documents
 
-WIDTH, HEADS, LAYERS, VOCAB = 512, 8, 8, 8192
+LAYERS = 8
 HYBRID = {
     "mixers": {"rat": {"kind": "rat", "chunk_size": 16}, "local": {"kind": "attention", "window": 1024}},
     "layers": f"(rat local)*{LAYERS // 2}",
@@ -57,25 +58,10 @@ def fill_braid(model: BraidForCausalLM, position: int) -> BraidCache:
     return cache
 
 
-def llama(position: int, intermediate_size: int) -> LlamaForCausalLM:
-    """A transformers Llama of the same shape."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=intermediate_size,
-        num_attention_heads=HEADS,
-        num_hidden_layers=LAYERS,
-        max_position_embeddings=2 * position,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def fill_llama(model: LlamaForCausalLM, position: int) -> DynamicCache:
     """Its default cache with random keys and values of `position` tokens."""
     cache = DynamicCache(config=model.config)
-    for layer in range(LAYERS):
+    for layer in range(model.config.num_hidden_layers):
         keys, values = torch.randn(2, 1, HEADS, position, WIDTH // HEADS, dtype=model.dtype, device=model.device)
         cache.update(keys, values, layer)
     return cache
@@ -99,9 +85,8 @@ def tokens_per_second(step: Callable[[], None], steps: int, clock: Clock = WALL)
 
 def measure_speed(position: int, rounds: int, clock: Clock = WALL) -> dict[str, float]:
     """Median tokens per second of both models, taken in alternating rounds."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    hybrid = braid(position, **HYBRID).to(device)
-    peer = llama(position, hybrid.config.intermediate_size).to(device)
+    hybrid = braid(position, **HYBRID).to(device())
+    peer = llama(LAYERS, hybrid.config.intermediate_size, 2 * position, use_cache=True).eval()
     steps = {
         "braid": (stepper(hybrid, fill_braid(hybrid, position)), 32),
         "llama": (stepper(peer, fill_llama(peer, position)), 4),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import Clock, interleaved, mebibytes, milliseconds, peak_bytes
+from benchmarks.measure import Clock, device, interleaved, mebibytes, milliseconds, peak_bytes
 from kernels.linear_cross_entropy import linear_cross_entropy
 
 VOCAB, WIDTH = 49_152, 576
@@ -22,11 +22,10 @@ OURS, PEER = "linear_cross_entropy", "F.linear, F.cross_entropy"
 def main(quick: bool, tokens: int | None, clock: Clock) -> dict[str, Any]:
     """Measures, prints the table and returns the figures."""
     count = tokens or (QUICK_TOKENS if quick else TOKENS)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(count, WIDTH, generator=random).to(device).requires_grad_()
-    weight = (torch.randn(VOCAB, WIDTH, generator=random) * 0.02).to(device).requires_grad_()
-    targets = torch.randint(VOCAB, (count,), generator=random).to(device)
+    hidden = torch.randn(count, WIDTH, generator=random).to(device()).requires_grad_()
+    weight = (torch.randn(VOCAB, WIDTH, generator=random) * 0.02).to(device()).requires_grad_()
+    targets = torch.randint(VOCAB, (count,), generator=random).to(device())
 
     def ours() -> None:
         hidden.grad = weight.grad = None

@@ -21,6 +21,11 @@ Run = Callable[[], object]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+def device() -> torch.device:
+    """Where every side of a comparison runs: this machine's GPU, or its CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Clock:
     """What seconds are: of the wall, or of this process on the CPU, which other processes disturb less.

@@ -19,7 +19,17 @@ from transformers import MistralConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_sliding_window_causal_mask
 
-from benchmarks.measure import WALL, Clock, Run, forward_and_backward, interleaved, mebibytes, milliseconds, peak_bytes
+from benchmarks.measure import (
+    WALL,
+    Clock,
+    Run,
+    device,
+    forward_and_backward,
+    interleaved,
+    mebibytes,
+    milliseconds,
+    peak_bytes,
+)
 from kernels import gated_scan, interval_attention
 from lm.model.decoder import Decoder
 from lm.model.documents import Documents
@@ -76,11 +86,7 @@ class Core:
 
 
 def _random(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(_device()).requires_grad_()
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device()).requires_grad_()
 
 
 def core(options: dict[str, Any], length: int) -> Core:
@@ -90,7 +96,7 @@ def core(options: dict[str, Any], length: int) -> Core:
     model = ModelOptions.model_validate({**shape, "mixers": {"m": options}, "layers": "m"})
     with torch.device("meta"):  # its weights are not used
         mixer: Any = Decoder(model).mixers[0].train()
-    documents = Documents.from_lengths([length], device=_device())
+    documents = Documents.from_lengths([length], device=device())
     groups = options.get("qk_groups")
     v = _random(length, HEADS, HEAD_DIM)
     if groups is None:
@@ -122,7 +128,7 @@ def sliding(length: int, window: int = 1024) -> Core:
         hidden_size=HEADS * HEAD_DIM, num_attention_heads=HEADS, num_key_value_heads=HEADS, sliding_window=window
     )
     config._attn_implementation = "sdpa"
-    inputs = torch.empty(1, length, 1, device=_device())
+    inputs = torch.empty(1, length, 1, device=device())
     mask = create_sliding_window_causal_mask(config, inputs, None, None, allow_is_causal_skip=False)
     module = torch.nn.Module()
     module.is_causal = True  # type: ignore[assignment]
@@ -194,7 +200,7 @@ def main(
     clock: Clock,
 ) -> dict[str, Any]:
     """Measures, prints the table while it grows, and returns the figures."""
-    attention, scan = (operation.default(_device().type) for operation in (interval_attention, gated_scan))
+    attention, scan = (operation.default(device().type) for operation in (interval_attention, gated_scan))
     print(
         f"{HEADS} heads of {HEAD_DIM}, one row, fp32, {torch.get_num_threads()} threads, "
         f"attention backend {attention}, scan backend {scan}, {clock.name}"

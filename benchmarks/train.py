@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from benchmarks.measure import WALL, Clock, Run, interleaved, mebibytes, peak_bytes
+from benchmarks.measure import WALL, Clock, Run, device, interleaved, mebibytes, peak_bytes
+from benchmarks.peer import HEADS, VOCAB, WIDTH, llama
 from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
 from lm.model.options import ModelOptions
 
-WIDTH, HEADS, LAYERS, VOCAB = 512, 8, 4, 8192
+LAYERS = 4
 TOKENS = 2048
 LENGTHS, QUICK_LENGTHS = (512, 2048, 8192), (512,)
 ROUNDS, BUDGET = 7, 40.0
@@ -57,26 +58,7 @@ def _braid(layers: str) -> LanguageModel:
     options = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_attention_heads": HEADS, "layers": layers}
     used = {name: mixer for name, mixer in MIXERS.items() if name in layers}
     torch.manual_seed(0)
-    return LanguageModel(ModelOptions.model_validate({**options, "mixers": used})).to(_device())
-
-
-def _llama(intermediate_size: int, length: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=intermediate_size,
-        num_attention_heads=HEADS,
-        num_hidden_layers=LAYERS,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).to(_device())
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return LanguageModel(ModelOptions.model_validate({**options, "mixers": used})).to(device())
 
 
 def _braid_step(model: LanguageModel, ids: Tensor) -> Run:
@@ -106,10 +88,10 @@ def _llama_step(model: LlamaForCausalLM, ids: Tensor) -> Run:
 def measure(length: int, names: Sequence[str], rounds: int, budget: float, clock: Clock = WALL) -> list[Figure]:
     """The models named and the peer at one length, in one run."""
     ids = torch.randint(VOCAB, (max(1, TOKENS // length), length), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(_device())
+    ids = ids.to(device())
     models: dict[str, Any] = {name: _braid(PATTERNS[name]) for name in names}
     intermediate = next(iter(models.values())).options.intermediate_size
-    models[PEER] = _llama(intermediate, length)
+    models[PEER] = llama(LAYERS, intermediate, length, use_cache=False)
     runs = {name: (_llama_step if name == PEER else _braid_step)(model, ids) for name, model in models.items()}
     seconds = interleaved(runs, rounds, budget, clock)
     return [

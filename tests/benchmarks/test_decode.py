@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.decode import HYBRID, braid, fill_braid, fill_llama, llama
+from benchmarks.decode import HYBRID, braid, fill_braid, fill_llama
+from benchmarks.peer import llama
 from lm.cli import main
 
 
@@ -18,7 +19,7 @@ def test_a_filled_cache_is_one_after_as_many_tokens() -> None:
     filled = fill_braid(model, 40)
     assert filled.used_bytes == prefilled.used_bytes
     assert filled.get_seq_length() == prefilled.get_seq_length() == 40
-    assert fill_llama(llama(40, 64), 40).get_seq_length() == 40
+    assert fill_llama(llama(2, 64, 80, use_cache=True), 40).get_seq_length() == 40
 
 
 def test_it_prints_both_speeds_and_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
