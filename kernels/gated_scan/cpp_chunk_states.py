@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from kernels.gated_scan.chunks import Chunks
 from kernels.native.library import function, unavailable
+from kernels.native.tensors import VECTOR, refuses_tensors
 
 __all__ = ["refuses", "run", "unavailable"]
 
-VECTOR = 16
 _OUT = ("score", "state", "final_keys", "final_values")
 _IN = ("gate", "value", "query", "key")
 
@@ -28,13 +28,9 @@ class _States(ctypes.Structure):
 
 
 def refuses(gate: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
-    if gate.device.type != "cpu":
-        return f"it runs on the CPU, the tensors are on {gate.device.type}"
-    if any(x.dtype != torch.float32 for x in (gate, query, key, value)):
-        return "it computes in float32, and not all tensors are"
     if gate.shape[2] % VECTOR:
         return f"head_dim must be a multiple of {VECTOR}; it is {gate.shape[2]}"
-    return None
+    return refuses_tensors(gate, query, key, value)
 
 
 def run(gate: Tensor, query: Tensor, key: Tensor, value: Tensor, chunks: Chunks, finals: Tensor) -> tuple[Tensor, ...]:

@@ -13,10 +13,11 @@ from torch.autograd.function import once_differentiable
 from kernels.gated_scan.chunks import Chunks
 from kernels.gated_scan.rows import repeating
 from kernels.native.library import function, unavailable
+from kernels.native.tensors import VECTOR, refuses_tensors
 
 __all__ = ["refuses", "run", "unavailable"]
 
-VECTOR, MOST = 16, 4
+MOST = 4
 
 
 class _Rows(ctypes.Structure):
@@ -34,15 +35,11 @@ class _Scan(ctypes.Structure):
 
 
 def refuses(gate: Tensor, inputs: Sequence[Tensor], *_: Any) -> str | None:
-    if gate.device.type != "cpu":
-        return f"it runs on the CPU, the tensors are on {gate.device.type}"
-    if any(x.dtype != torch.float32 for x in (gate, *inputs)):
-        return "it computes in float32, and not all tensors are"
     if len(inputs) > MOST:
         return f"it takes up to {MOST} inputs; there are {len(inputs)}"
     if gate[0].numel() % VECTOR or any(repeating(x)[2] % VECTOR for x in inputs):
         return f"channels must come in multiples of {VECTOR}"
-    return None
+    return refuses_tensors(gate, *inputs)
 
 
 def run(gate: Tensor, inputs: Sequence[Tensor], chunks: Chunks) -> tuple[Tensor, ...]:

@@ -14,10 +14,11 @@ from torch.autograd.function import once_differentiable
 
 from kernels.interval_attention.intervals import Intervals
 from kernels.native.library import function, unavailable
+from kernels.native.tensors import VECTOR, refuses_tensors
 
 __all__ = ["refuses", "run", "unavailable"]
 
-MAX_DIM, VECTOR = 256, 16
+MAX_DIM = 256
 
 
 class _Matrix(ctypes.Structure):
@@ -38,13 +39,9 @@ class _Attention(ctypes.Structure):
 
 
 def refuses(q: Tensor, *_: Any) -> str | None:
-    if q.device.type != "cpu":
-        return f"it runs on the CPU, the tensors are on {q.device.type}"
-    if q.dtype != torch.float32:
-        return f"it computes in float32, the tensors are {str(q.dtype).removeprefix('torch.')}"
     if q.shape[2] % VECTOR or q.shape[2] > MAX_DIM:
         return f"head_dim must be a multiple of {VECTOR} up to {MAX_DIM}; it is {q.shape[2]}"
-    return None
+    return refuses_tensors(q)
 
 
 def run(

@@ -107,7 +107,7 @@ def test_what_is_built_runs_by_default_and_what_it_refuses_runs_as_before(monkey
     for shape, dtype, reason in (
         ((9, 2, 24), torch.float32, "head_dim must be a multiple of 16 up to 256; it is 24"),
         ((9, 2, 272), torch.float32, "it is 272"),
-        ((9, 2, 16), torch.bfloat16, "it computes in float32, the tensors are bfloat16"),
+        ((9, 2, 16), torch.bfloat16, "it computes in float32, not bfloat16"),
     ):
         q = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
         assert reason in str(refuses(q))
