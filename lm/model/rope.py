@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from lm.model.documents import Documents
 from lm.options import Options
 
 
@@ -94,6 +95,16 @@ def rope_table(
     angles = positions.double()[:, None, None] * frequencies
     amplitude = 1.0 if scaling is None else scaling.amplitude
     return (angles.cos() * amplitude).to(dtype), (angles.sin() * amplitude).to(dtype)
+
+
+def shared_table(
+    documents: Documents, head_dim: int, theta: float, dtype: torch.dtype, scaling: LinearScaling | None, unit: int = 1
+) -> tuple[Tensor, Tensor]:
+    """`rope_table` of a stream's positions in units of so many tokens: made once for all layers that need the same."""
+    return documents.memo(
+        ("rope", head_dim, theta, scaling, dtype, unit),
+        lambda: rope_table(documents.position.div(unit, rounding_mode="floor"), head_dim, theta, dtype, scaling),
+    )
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

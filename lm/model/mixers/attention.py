@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lm.model.cache import MixerCache
-from lm.model.documents import Documents, Visible, residue_counts
+from lm.model.documents import Documents, residue_counts
 from lm.model.mixers.softmax import HeadGroup, SoftmaxMixer, SoftmaxOptions
 
 
@@ -31,12 +31,6 @@ class Attention(SoftmaxMixer[AttentionOptions]):
     """Causal attention to all tokens, to the last `window`, or to every `dilation`-th of them."""
 
     options_class = AttentionOptions
-
-    def visible(self, documents: Documents) -> Visible:
-        position = documents.position
-        window = self.options.window
-        first = torch.zeros_like(position) if window is None else position - window + 1
-        return Visible(first[None], position + 1, (self.dimensions.num_key_value_heads,))
 
     def decode_groups(self) -> tuple[HeadGroup, ...]:
         return (HeadGroup(self.dimensions.num_key_value_heads, self.options.window),)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
-from lm.model.documents import Documents, Visible
 from lm.model.mixers.base import Dimensions
 from lm.model.mixers.softmax import HeadGroup, SoftmaxMixer, SoftmaxOptions
 
@@ -44,14 +42,6 @@ class LongShort(SoftmaxMixer[LongShortOptions]):
     """Attention whose first heads are local and whose other heads are global."""
 
     options_class = LongShortOptions
-
-    def visible(self, documents: Documents) -> Visible:
-        position = documents.position
-        first = [
-            torch.zeros_like(position) if group.window is None else position - group.window + 1
-            for group in self.decode_groups()
-        ]
-        return Visible(torch.stack(first), position + 1, tuple(group.kv_heads for group in self.decode_groups()))
 
     def decode_groups(self) -> tuple[HeadGroup, ...]:
         group_size = self.dimensions.num_attention_heads // self.dimensions.num_key_value_heads

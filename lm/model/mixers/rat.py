@@ -27,7 +27,7 @@ from lm.model.cache import KeyValues, MixerCache
 from lm.model.carried_state import add_carried, opening_ranks
 from lm.model.documents import Documents, KeyList, Share, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
-from lm.model.rope import RopeScaling, rope_table, rotate
+from lm.model.rope import RopeScaling, rotate, shared_table
 
 
 class RatOptions(MixerOptions):
@@ -231,12 +231,8 @@ class Rat(Mixer[RatOptions]):
             return x
         unit = self.options.chunk_size if self.options.positions == "chunk" else 1
         theta = self.options.rope_theta or self.dimensions.rope_theta
-        scaling, dtype = self.options.rope_scaling, _at_least_float32(x.dtype)
-        index = documents.position.div(unit, rounding_mode="floor")
-        cos, sin = documents.memo(
-            ("rope", self.head_dim, theta, scaling, dtype, unit),
-            lambda: rope_table(index, self.head_dim, theta, dtype, scaling),
-        )
+        dtype, scaling = _at_least_float32(x.dtype), self.options.rope_scaling
+        cos, sin = shared_table(documents, self.head_dim, theta, dtype, scaling, unit)
         return rotate(x, (cos, sin) if tokens is None else (cos[tokens], sin[tokens]))
 
     def _continued_scan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -42,9 +41,8 @@ class ShiftedShort(SoftmaxMixer[ShiftedShortOptions]):
     options_class = ShiftedShortOptions
 
     def visible(self, documents: Documents) -> Visible:
-        position = documents.position
         if not self.training:
-            return Visible(torch.zeros_like(position)[None], position + 1, (self.kv_heads,))
+            return super().visible(documents)
         return shifted_visible(documents, self.options.group_size, self.kv_heads)
 
     @property

@@ -1,7 +1,7 @@
 """What mixers with softmax attention over tokens share.
 
-One forward serves every mixer whose keys are the tokens themselves; such a mixer only states which interval each
-head group sees in training and what each head group keeps for decoding.
+One forward serves every mixer whose keys are the tokens themselves; such a mixer only states what each head group
+keeps for decoding, and where training differs, which interval each head group sees there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kernels.interval_attention.slots import Slots, attend_slots
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, KeyList, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions, OptionsT
-from lm.model.rope import RopeScaling, rope_table, rotate
+from lm.model.rope import RopeScaling, rotate, shared_table
 
 
 class SoftmaxOptions(MixerOptions):
@@ -40,6 +40,10 @@ class HeadGroup:
 
     kv_heads: int
     window: int | None
+
+    def first(self, position: Tensor) -> Tensor:
+        """The first token that a query at each position sees; with a window it may lie before the document."""
+        return torch.zeros_like(position) if self.window is None else position - self.window + 1
 
 
 class SoftmaxMixer(Mixer[OptionsT]):
@@ -68,6 +72,11 @@ class SoftmaxMixer(Mixer[OptionsT]):
         """What each head group keeps for decoding, in the order of the heads."""
         return (HeadGroup(self.dimensions.num_key_value_heads, None),)
 
+    def visible(self, documents: Documents) -> Visible:
+        position, groups = documents.position, self.decode_groups()
+        first = torch.stack([group.first(position) for group in groups])
+        return Visible(first, position + 1, tuple(group.kv_heads for group in groups))
+
     def forward(self, x: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
         q, k, v = self.project(x, documents)
         out = self.mix(q, k, v, documents) if cache is None else self.extend(q, k, v, documents, cache)
@@ -84,12 +93,8 @@ class SoftmaxMixer(Mixer[OptionsT]):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.positions == "rope":
             theta = self.options.rope_theta or self.dimensions.rope_theta
-            scaling = self.options.rope_scaling
             dtype = torch.promote_types(x.dtype, torch.float32)
-            table = documents.memo(
-                ("rope", self.dimensions.head_dim, theta, scaling, dtype),
-                lambda: rope_table(documents.position, self.dimensions.head_dim, theta, dtype, scaling),
-            )
+            table = shared_table(documents, self.dimensions.head_dim, theta, dtype, self.options.rope_scaling)
             q, k = rotate(q, table), rotate(k, table)
         return q, k, v
 
@@ -198,8 +203,8 @@ class SoftmaxMixer(Mixer[OptionsT]):
         k_cached, v_cached = buffer.read(keys.first, documents.past)
         k_all, v_all = keys.join(k_cached, k), keys.join(v_cached, v)
         position = documents.position
-        first = torch.zeros_like(position) if group.window is None else position - group.window + 1
-        intervals = documents.intervals(Visible(first[None], position + 1, (group.kv_heads,)), keys)
+        visible = Visible(group.first(position)[None], position + 1, (group.kv_heads,))
+        intervals = documents.intervals(visible, keys)
         buffer.write(k, v, documents.document, position, documents.total)
         return interval_attention(q, k_all, v_all, intervals, extra_score=sink_score)[0]
 
