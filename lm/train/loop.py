@@ -27,7 +27,7 @@ from lm.train.hook import Hook
 from lm.train.interrupt import Interruptible, Stopped, StopRequest
 from lm.train.log import RunLog, require_sinks
 from lm.train.manifest import checkpoints
-from lm.train.memory import peak_memory
+from lm.train.memory import keep_freed_memory, peak_memory
 from lm.train.observe.observation import Observation
 from lm.train.observe.recall import RecallProbes
 from lm.train.peak import peak_of_all
@@ -109,6 +109,8 @@ class Training:
         self.plan: Plan = run.trainee.plan(run.longest_row, DTYPES[run.train.precision])
         self.peak_flops = peak_of_all(world, DTYPES[run.train.precision])
         torch.manual_seed(run.train.seed)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         with progress.phase("building the model"):
             built = run.trainee.build()
             self.engine = self._engine(built)

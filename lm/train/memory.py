@@ -1,11 +1,14 @@
-"""The most memory that a process has held."""
+"""The memory of a process: the most that it has held, and what becomes of what it frees."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 
 import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def peak_memory(device: torch.device) -> int:
@@ -14,3 +17,15 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in bytes there, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep the memory that large tensors leave, for the next ones. Returns whether it does.
+
+    Left alone, glibc gives every block of more than 32 MiB back at once, and the system clears each page of the next:
+    on a CPU that takes longer than adding two tensors of that size. The process then holds its peak until it ends.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        return False
+    return all([library.mallopt(_M_MMAP_MAX, 0), library.mallopt(_M_TRIM_THRESHOLD, -1)])
