@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lm.train.environment import describe_environment
+from lm.train.memory import keep_freed_memory
 
 Run = Callable[[], object]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -44,8 +45,9 @@ def interleaved(runs: Mapping[str, Run], rounds: int, budget: float, clock: Cloc
     """Median seconds of each run: all are run once to warm up, then in turn, so that other load meets them alike.
 
     rounds: at most so many of each after the warm-up; budget: seconds after which no further round begins. Where the
-    warm-up alone has used the budget, its times are the figures.
+    warm-up alone has used the budget, its times are the figures. Freed memory is kept for all, as it is in training.
     """
+    keep_freed_memory()
     begin = time.perf_counter()
     warm_up = {name: _seconds(run, clock) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -79,6 +81,7 @@ def peak_bytes(run: Run) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not os.access(_CLEAR, os.W_OK):
         return None
+    keep_freed_memory(False)
     _give_back_free_memory()
     _CLEAR.write_text("5")  # the peak begins anew from what is resident now
     before = _resident("VmRSS")

@@ -19,13 +19,15 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def keep_freed_memory() -> bool:
-    """Has the C library keep the memory that large tensors leave, for the next ones. Returns whether it does.
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Has the C library keep the memory that large tensors leave, for the next ones. Returns whether it does as told.
 
     Left alone, glibc gives every block of more than 32 MiB back at once, and the system clears each page of the next:
-    on a CPU that takes longer than adding two tensors of that size. The process then holds its peak until it ends.
+    on a CPU that takes longer than adding two tensors of that size. A process that keeps it holds its peak until it
+    ends, and that may be somewhat higher, since blocks of other sizes are not joined at once.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return False
-    return all([library.mallopt(_M_MMAP_MAX, 0), library.mallopt(_M_TRIM_THRESHOLD, -1)])
+    blocks, trim = (0, -1) if keep else (65536, 128 << 10)  # the second are glibc's own
+    return all([library.mallopt(_M_MMAP_MAX, blocks), library.mallopt(_M_TRIM_THRESHOLD, trim)])

@@ -55,11 +55,9 @@ def _bench(chosen: argparse.Namespace) -> None:
         report.main(chosen.files, chosen.output)
     else:
         from benchmarks.measure import CPU, WALL, write_figures
-        from lm.train.memory import keep_freed_memory
 
         if chosen.files:
             raise UserError(f"braid bench {chosen.what} reads no files; `report` does: {chosen.files[0]}")
-        keep_freed_memory()  # as training does, and for the peers too
         clock = CPU if chosen.cpu_time else WALL
         write_figures(chosen.json, clock, WHAT[chosen.what](chosen, clock))
 
