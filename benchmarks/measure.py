@@ -45,7 +45,8 @@ def interleaved(runs: Mapping[str, Run], rounds: int, budget: float, clock: Cloc
     """Median seconds of each run: all are run once to warm up, then in turn, so that other load meets them alike.
 
     rounds: at most so many of each after the warm-up; budget: seconds after which no further round begins. Where the
-    warm-up alone has used the budget, its times are the figures. Freed memory is kept for all, as it is in training.
+    warm-up alone has used the budget, its times are the figures of long runs, and short ones are run once more.
+    Freed memory is kept for all, as it is in training.
     """
     keep_freed_memory()
     begin = time.perf_counter()
@@ -56,7 +57,11 @@ def interleaved(runs: Mapping[str, Run], rounds: int, budget: float, clock: Cloc
             break
         for name, run in runs.items():
             seconds[name].append(_seconds(run, clock))
-    return {name: statistics.median(seconds[name] or [warm_up[name]]) for name in runs}
+    for name, run in runs.items():
+        if not seconds[name]:
+            short = warm_up[name] < budget / 4
+            seconds[name].append(_seconds(run, clock) if short else warm_up[name])
+    return {name: statistics.median(seconds[name]) for name in runs}
 
 
 def _seconds(run: Run, clock: Clock) -> float:

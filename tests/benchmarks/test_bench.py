@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import mixers
-from benchmarks.measure import interleaved, peak_bytes
+from benchmarks.measure import Clock, interleaved, peak_bytes
 from kernels.gated_scan import Chunks, gated_scan
 from lm.cli import main
 
@@ -57,6 +57,14 @@ def test_medians_of_runs_in_turn() -> None:
     medians = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, 60.0)
     assert order == ["a", "b"] * 3
     assert all(seconds >= 0 for seconds in medians.values())
+
+
+def test_where_the_warm_up_used_the_budget_short_runs_are_timed_once_more() -> None:
+    times = iter([0.0, 50.0, 60.0, 61.0, 70.0, 70.5])
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    medians = interleaved(runs, rounds=0, budget=20.0, clock=Clock(lambda: next(times)))
+    assert (order, medians) == (["a", "b", "b"], {"a": 50.0, "b": 0.5})
 
 
 def test_peak_memory_is_that_of_the_run() -> None:
