@@ -110,12 +110,6 @@ class Documents:
         index = torch.arange(len(document), device=lengths.device)
         return cls(lengths, past, document, index + (past - starts)[document])
 
-    @classmethod
-    def from_ids(cls, ids: Tensor) -> Documents:
-        """Documents from ids [N]: a new document begins wherever the id changes."""
-        _, lengths = torch.unique_consecutive(ids, return_counts=True)
-        return cls.from_lengths(lengths)
-
     @property
     def num_tokens(self) -> int:
         return len(self.document)

@@ -22,12 +22,6 @@ def test_documents_and_positions_count_from_each_first_token(lengths):
     assert documents.num_documents == len(lengths)
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
-def test_ids_that_change_begin_a_document(lengths):
-    ids = torch.tensor([d % 2 for d, length in enumerate(lengths) for _ in range(length)])
-    assert Documents.from_ids(ids).lengths.tolist() == lengths
-
-
 @given(PAIRS)
 def test_past_tokens_move_the_positions(pairs):
     past, lengths = zip(*pairs, strict=True)
