@@ -18,6 +18,7 @@ ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
         ("string_match_all", "It is 123.", ["123"], 1),
         ("string_match_all", "91234", ["123"], 1),
         ("string_match_all", "the value is ABC", ["abc"], 1),
+        ("string_match_all", "the value is abc", ["ABC"], 1),
         ("string_match_all", "456", ["123"], 0),
         ("string_match_all", "1, 2 and 4", ["1", "2", "3", "4"], 0.75),
         ("string_match_all", "one\x07two", ["one\ntwo"], 1),

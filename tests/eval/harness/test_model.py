@@ -147,13 +147,17 @@ def test_a_prompt_that_does_not_fit_is_cut_and_counted(
     assert f"lost their {'beginning' if side == 'left' else 'middle'}: 1" in caplog.text
 
 
-def test_a_context_is_cut_but_never_its_continuation(new_model: NewModel, requests: Requests) -> None:
+@pytest.mark.parametrize("ending", [" the end", " and more than half of what the model takes"])
+@pytest.mark.parametrize("side", ["left", "middle"])
+def test_a_context_is_cut_but_never_its_continuation(
+    new_model: NewModel, requests: Requests, side: Any, ending: str
+) -> None:
     model = new_model("llama", max_position_embeddings=64)
-    lm = BraidLM(model)
-    ending = " the end"
+    lm = BraidLM(model, truncation=side)
     (score, _), (endless, _) = lm.loglikelihood(requests("loglikelihood", ("a" * 100, ending), ("ab", "c" * 200)))
-    row = model.encode("a" * 57 + ending)
-    assert score == pytest.approx(log_p(model, row, 57), abs=1e-4)
+    kept = 65 - len(ending)
+    row = model.encode("a" * kept + ending)
+    assert score == pytest.approx(log_p(model, row, kept), abs=1e-4)
     first, *windows = ["b" + "c" * 64] + ["c" * 65] * 2 + ["c" * 65]
     expected = log_p(model, model.encode(first), 1) + 2 * log_p(model, model.encode(windows[0]), 1)
     expected += log_p(model, model.encode(windows[0]), 65 - (200 - 3 * 64))

@@ -41,18 +41,18 @@ def test_entries_come_back_in_order(window, writes):
         assert buffer.used_bytes == len(expected) * 2 * 2 * 8
 
 
-def test_capacity_doubles_and_a_window_stops_it():
-    def capacities(window):
-        buffer = KeyValues(1, 1, 1, window, torch.float32, torch.device("cpu"))
-        sizes = []
-        for token in range(300):
-            one = torch.ones(1, 1, 1)
-            buffer.write(one, one, torch.tensor([0]), torch.tensor([token]), torch.tensor([token + 1]))
-            sizes.append(buffer.keys.shape[2])
-        return sorted(set(sizes))
-
-    assert capacities(None) == [64, 128, 256, 512]
-    assert capacities(100) == [64, 100]
+@pytest.mark.parametrize(("window", "capacities"), [(None, [64, 128, 256, 512]), (100, [64, 100])])
+def test_capacity_doubles_a_window_stops_it_and_nothing_is_lost(window, capacities):
+    buffer = KeyValues(1, 1, 1, window, torch.float32, torch.device("cpu"))
+    sizes = set()
+    for token in range(300):
+        key = torch.full((1, 1, 1), float(token))
+        buffer.write(key, -key, torch.tensor([0]), torch.tensor([token]), torch.tensor([token + 1]))
+        sizes.add(buffer.keys.shape[2])
+        first = 0 if window is None else max(0, token + 1 - window)
+        keys, values = buffer.read(torch.tensor([first]), torch.tensor([token + 1]))
+        assert keys.flatten().tolist() == (-values).flatten().tolist() == list(range(first, token + 1))
+    assert sorted(sizes) == capacities
 
 
 def test_overwritten_entries_cannot_be_cropped_back_to():

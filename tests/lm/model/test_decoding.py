@@ -93,6 +93,26 @@ def test_rows_can_be_reordered_as_beams_are(new_model, pattern_name):
             torch.testing.assert_close(stepped[beam], whole[-1], atol=1e-10, rtol=1e-10)
 
 
+def test_a_row_cut_back_goes_on_and_the_others_stay(new_model, pattern_name):
+    """Or the cut is refused, by a layer that cannot always be cut."""
+    model = new_model(pattern_name).eval()
+    rows, cut = [row(0, 9), row(1, 11)], [8, 11]
+    with torch.no_grad():
+        _, cache = feed(model, rows, [[9, 11]], torch.float64)
+        try:
+            model.model.crop(cache, torch.tensor(cut))
+        except ValueError:
+            assert not all(layer.croppable for layer in model.model.blocks)
+            return
+        stated = [sum(layer.cache_bytes(tokens, torch.float64) for tokens in cut) for layer in model.model.blocks]
+        assert [layer.used_bytes for layer in cache.layers] == stated
+        more = row(2, 3)
+        logits = model(more.repeat(2), Documents.from_lengths([3, 3], past=cache.seen), cache=cache)
+        for fed, tokens, kept in zip(logits.split(3), rows, cut, strict=True):
+            whole = model(torch.cat((tokens[:kept], more)), Documents.from_lengths([kept + 3]))
+            torch.testing.assert_close(fed, whole[-3:], atol=1e-10, rtol=1e-10)
+
+
 def test_bfloat16_steps_stay_near_the_parallel_forward(new_model, pattern_name):
     model = new_model(pattern_name, torch.bfloat16, initializer_range=0.1).eval()
     rows = [row(0)]

@@ -66,6 +66,19 @@ def test_permuting_short_heads_with_their_output_rows_changes_nothing():
     torch.testing.assert_close(mixer(X, DOCUMENTS), before, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_first_heads_are_the_short_ones(kv_heads):
+    mixers = [
+        mixer_of(options, kv_heads)
+        for options in (LongShortOptions(short_heads=2, window=4), AttentionOptions(window=4), AttentionOptions())
+    ]
+    for mixer in mixers:
+        mixer.load_state_dict(mixers[0].state_dict())
+        torch.nn.init.eye_(mixer.o_proj.weight)
+    both, local, full = (mixer(X, DOCUMENTS) for mixer in mixers)
+    torch.testing.assert_close(both, torch.cat((local[:, :8], full[:, 8:]), dim=1), atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("short_heads", "kv_heads", "message"), [(5, 4, "exceeds"), (1, 2, "multiple of 2")])
 def test_splits_that_cannot_work_are_refused(short_heads, kv_heads, message):
     with pytest.raises(ValueError, match=message):
