@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from lm.arguments import positive
-from lm.data.options import DataOptions, SentencePieceOptions, SourceOptions
+from lm.data.options import DataOptions, SourceOptions
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import find_source
+from lm.data.tokenizer_options import SentencePieceOptions
 
 CPU = """
 import resource
@@ -97,7 +98,7 @@ def write_tokenizers(corpus: Path, folder: Path, vocab_size: int) -> dict[str, P
 
     documents = find_source(SourceOptions(path=str(corpus)), "").documents()
     options = SentencePieceOptions(vocab_size=vocab_size)
-    tokenizer = train_sentencepiece(options, sample_passages(documents, options.sample_bytes))
+    tokenizer = train_sentencepiece(options, sample_passages(documents, options.sample_bytes).passages)
     folders = {kind: folder / kind for kind in ("sentencepiece", "huggingface")}
     for kind in folders.values():
         kind.mkdir()

@@ -76,7 +76,7 @@ class HubSource(Source):
             return None
         if self.hub.revision is not None and _COMMIT.fullmatch(self.hub.revision):
             return self.hub.revision
-        record = self.cache_dir.expanduser() / f"hub-{digest([self.options.path, self.hub.revision])}.json"
+        record = self._record
         if record.is_file() and time.time() - record.stat().st_mtime < _FRESH_SECONDS:
             return str(json.loads(record.read_text())["commit"])
         try:
@@ -93,8 +93,20 @@ class HubSource(Source):
                 return str(known["commit"])
             raise self._error(error) from error
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"commit": commit, "asked": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        own = record.with_suffix(f".{os.getpid()}")  # one rename, for processes that ask at once
+        own.write_text(json.dumps({"commit": commit, "asked": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        own.replace(record)
         return commit
+
+    @property
+    def _record(self) -> Path:
+        """Keeps the commit that the Hub named last."""
+        return self.cache_dir.expanduser() / f"hub-{digest([self.options.path, self.hub.revision])}.json"
+
+    def hold(self) -> None:
+        """Lets the commit count for ten minutes more: tokenizing takes hours, and then all ranks of a run look."""
+        if self._record.is_file() and json.loads(self._record.read_text())["commit"] == self.commit:
+            os.utime(self._record)
 
     @cached_property
     def dataset(self) -> Any:

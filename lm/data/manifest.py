@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm.data.store import TokenStore
+from lm.data.tokenizers import Tokenizer
 
 MAX_EXAMPLES = 20
 
@@ -23,6 +24,7 @@ class Manifest:
         documents: that are trained on.
         tokens: of these, bos and eos included.
         targets: tokens of these that are predicted.
+        ends: targets that end a document and spell nothing.
         bytes: UTF-8 that the targets spell.
         unknown: targets that stand for text without tokens.
         lengths: documents of 2^n to 2^(n+1) - 1 tokens, for n = 0, 1, ...
@@ -36,6 +38,7 @@ class Manifest:
     documents: int = 0
     tokens: int = 0
     targets: int = 0
+    ends: int = 0
     bytes: int = 0
     unknown: int = 0
     lengths: tuple[int, ...] = ()
@@ -61,8 +64,8 @@ class Manifest:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of predicted text per predicted token, one eos for each document not counted."""
-        return self.bytes / max(1, self.targets - self.documents)
+        """Bytes of predicted text per predicted token, the ends of documents not counted."""
+        return self.bytes / max(1, self.targets - self.ends)
 
     @property
     def unknown_rate(self) -> float:
@@ -81,17 +84,21 @@ class Manifest:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Manifest:
         """What `to_json` gave."""
+        # Every document had an end before there was a choice.
+        values = {"ends": values["documents"], **values}
         fields = {name: values[name] for name in cls.__dataclass_fields__}
         return cls(**fields | {"lengths": tuple(values["lengths"]), "examples": tuple(values["examples"])})
 
 
-def counted(store: TokenStore, unk_id: int | None) -> Manifest:
+def counted(store: TokenStore, tokenizer: Tokenizer) -> Manifest:
     """What a store of training documents adds."""
+    unk_id = tokenizer.unk_id
     lengths = np.diff(store.offsets)
     return Manifest(
         documents=store.num_documents,
         tokens=store.num_tokens,
         targets=store.num_targets,
+        ends=store.num_documents if store.has_targets or tokenizer.ends_texts else 0,
         bytes=store.num_bytes,
         unknown=0 if unk_id is None else int(store.counts[unk_id]),
         lengths=tuple(np.bincount(np.log2(lengths).astype(np.int64)).tolist()) if len(lengths) else (),

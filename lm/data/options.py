@@ -17,66 +17,8 @@ from lm.data.source_options import (
     Weight,
     template_fields,
 )
+from lm.data.tokenizer_options import NumbersOptions, TokenizerOptions
 from lm.options import Options
-
-
-class SentencePieceOptions(Options):
-    """An existing SentencePiece model (`path`), or one trained on the sources (`vocab_size`)."""
-
-    kind: Literal["sentencepiece"] = Field(default="sentencepiece", description="SentencePiece subwords.")
-    path: Path | None = Field(
-        default=None, description="An existing .model file, used as it is; excludes the keys below."
-    )
-    vocab_size: int | None = Field(
-        default=None, ge=260, description="Pieces to train, the 256 byte pieces and unk, bos and eos included."
-    )
-    model_type: Literal["unigram", "bpe"] = Field(
-        default="unigram", description="What to train: unigram encodes three times faster, bpe trains ten times faster."
-    )
-    byte_fallback: bool = Field(
-        default=True,
-        description="Spell characters outside the vocabulary as bytes, so that any text round-trips exactly.",
-    )
-    split_digits: bool = Field(default=True, description="Make every digit its own piece.")
-    sample_bytes: int = Field(
-        default=2_000_000, ge=1_000, description="Bytes of training text to train on, drawn evenly from all sources."
-    )
-
-    @model_validator(mode="after")
-    def _either_path_or_training(self) -> SentencePieceOptions:
-        if self.path is None and self.vocab_size is None:
-            raise ValueError("set vocab_size to train a SentencePiece model, or path to use an existing one")
-        fields = type(self).model_fields
-        surplus = sorted(name for name in fields if name != "path" and getattr(self, name) != fields[name].default)
-        if self.path is not None and surplus:
-            raise ValueError(f"path names a trained model, so remove {', '.join(surplus)} (or remove path to train)")
-        return self
-
-
-class BytesOptions(Options):
-    """UTF-8 bytes as tokens 0..255, with 256 as bos and 257 as eos."""
-
-    kind: Literal["bytes"] = Field(default="bytes", description="One token per UTF-8 byte.")
-
-
-class HuggingFaceOptions(Options):
-    """A folder with `tokenizer.json` and `tokenizer_config.json`, as `save_pretrained` writes it."""
-
-    kind: Literal["huggingface"] = Field(default="huggingface", description="A Hugging Face fast tokenizer.")
-    path: Path = Field(description="The folder that holds tokenizer.json.")
-
-
-class NumbersOptions(Options):
-    """Whole numbers as tokens, for generated sources. In text they are decimal, with spaces between."""
-
-    kind: Literal["numbers"] = Field(default="numbers", description="One token per number.")
-    size: int = Field(ge=4, description="Numbers are 0 .. size - 1; bos and eos are two tokens more.")
-
-
-TokenizerOptions = Annotated[
-    SentencePieceOptions | BytesOptions | HuggingFaceOptions | NumbersOptions, Field(discriminator="kind")
-]
-
 
 _Path = Annotated[
     str,
@@ -129,10 +71,10 @@ class SourceOptions(Options):
         description="Train on the longest documents, as many as hold this share of the source's tokens, such as 0.2. "
         "Name the path twice to mix them with all.",
     )
-    drop_duplicates: bool = Field(
+    drop_duplicates: bool | Literal["across"] = Field(
         default=False,
-        description="Keep one of several equal texts, the first. The source is read twice, since equal texts may stand "
-        "in different shards.",
+        description="Keep one of several equal texts, the first: of this source (true), or of this one and all text "
+        "sources before it in the list (across). What is compared is read twice, since equal texts may stand anywhere.",
     )
 
     @model_validator(mode="after")
@@ -279,9 +221,14 @@ class DataOptions(Options):
         default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."
     )
 
+    @property
+    def generated(self) -> list[GeneratedOptions]:
+        """The sources whose rows are made as they are read: all of them, or none."""
+        return [source for source in self.sources if isinstance(source, GeneratedOptions)]
+
     @model_validator(mode="after")
     def _generated_or_read(self) -> DataOptions:
-        generated = [source for source in self.sources if isinstance(source, GeneratedOptions)]
+        generated = self.generated
         if not generated and not isinstance(self.tokenizer, NumbersOptions):
             return self
         if len(generated) < len(self.sources):
@@ -290,6 +237,9 @@ class DataOptions(Options):
             raise ValueError(f"tokenizer: kind {self.tokenizer.kind} is for text; generated sources need kind numbers")
         if self.validation != ValidationOptions(seed=self.validation.seed):
             raise ValueError("validation: only its seed is for generated sources, which say held_out_rows themselves")
+        for key in ("shards", "shard_bytes"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: generated sources have none: remove it")
         for index, source in enumerate(generated):
             try:
                 source.check(self.sequence_length, self.tokenizer.size)

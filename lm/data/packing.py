@@ -20,11 +20,12 @@ import numpy as np
 
 from lm.data.cache import cached_folder
 from lm.data.fingerprint import digest
+from lm.data.mapped import mapped
 from lm.data.rows import IGNORED, Piece, filled_up
 from lm.data.store import TokenStore
 
 Packing = Literal["concat", "best_fit", "document"]
-_FORMAT = 1
+_FORMAT = 2
 _FILES = ("rows", "documents", "offsets", "lengths")
 
 
@@ -102,7 +103,7 @@ class PlanWriter:
         """The plan of one of the stores, made unless it is there."""
         self(number)
         folder = self.folder / self._name(number)
-        return PackingPlan(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES))
+        return PackingPlan(*(mapped(folder / name, "<i8") for name in _FILES))
 
     def _name(self, number: int) -> str:
         shard = self.stores[number].parent.name
@@ -110,10 +111,10 @@ class PlanWriter:
 
     def _build(self, folder: Path, number: int) -> None:
         lengths = np.diff(TokenStore(self.stores[number]).offsets)
-        chosen = np.flatnonzero(lengths >= self.min_tokens)
+        chosen = np.flatnonzero(lengths >= max(2, self.min_tokens))  # of a single token nothing is predicted
         plan = make_plan(lengths[chosen] - 1, self.packing, self.sequence_length)
         for name, values in zip(_FILES, (plan.rows, chosen[plan.documents], plan.offsets, plan.lengths), strict=True):
-            np.save(folder / f"{name}.npy", values)
+            values.astype("<i8").tofile(folder / name)
 
 
 def make_plan(places: np.ndarray, packing: Packing, sequence_length: int) -> PackingPlan:

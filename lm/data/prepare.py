@@ -10,59 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from lm.data.batches import Batches
 from lm.data.cache import contents
 from lm.data.fingerprint import digest
-from lm.data.manifest import Manifest
-from lm.data.mix import Mix, SourceRows
-from lm.data.options import DataOptions, FileSourceOptions, NumbersOptions
+from lm.data.manifest import Manifest, counted
+from lm.data.mix import Mix, ShardCount, SourceRows, shards_read
+from lm.data.options import DataOptions, FileSourceOptions
 from lm.data.order import SequentialOrder
 from lm.data.recall import ENDLESS, GeneratedRows
 from lm.data.recall_options import GeneratedOptions
-from lm.data.rows import Rows, rows_of
+from lm.data.rows import Rows
 from lm.data.source_rows import source_rows
 from lm.data.sources import Source, find_source
-from lm.data.statistics import Statistics, unigram_bits_per_byte
-from lm.data.store import CONTENT, TokenStore
+from lm.data.store import CONTENT
 from lm.data.tokenizer_of import tokenizer_of
+from lm.data.tokenizer_options import NumbersOptions
 from lm.data.tokenizers import NumbersTokenizer, Tokenizer
-from lm.data.tokenizing import FORMAT, Progress, Tokenized, make_shards, tokenized
+from lm.data.tokenizing import FORMAT, Shards, first_shards, make_shards, tokenized
+from lm.data.validation import Validation, validation_of
+from lm.data.workers import Crew, Progress
 from lm.errors import UserError
-
-
-@dataclass(frozen=True, eq=False)
-class Validation:
-    """The held-out documents of all sources, every target once in `num_rows` rows.
-
-    Attributes:
-        batches: rows 0 .. num_rows-1, in stored order.
-        stores: the held-out text; none where rows are generated.
-        unigram_bits_per_byte: what the training text's token frequencies alone would need for the held-out text.
-    """
-
-    batches: Batches
-    num_rows: int
-    stores: tuple[TokenStore, ...] = ()
-    unigram_bits_per_byte: float | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """UTF-8 bytes of the held-out text; total loss / ln 2 / num_bytes is bits per byte."""
-        return sum(store.num_bytes for store in self.stores)
-
-    def text(self) -> bytes:
-        """The UTF-8 that is to be predicted, concatenated: whole texts, and the answers of samples."""
-        return b"".join(store.text.tobytes() for store in self.stores)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Samples longer than a row: of how many the prompts were cut, and how many were dropped."""
-
-    cut: int = 0
-    dropped: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +45,11 @@ class Prepared:
         validation: None where nothing is held out.
         fingerprint: equal for equal tokens in equal order, wherever the files lie and whenever they were written.
         parts: fingerprints of the tokenizer and of each source's tokens, by key, to say what of the data has changed.
-        statistics: counts of the training text; None where rows are generated.
-        validation_statistics: counts of the held-out text; zeros where there is none.
         manifests: what is in the tokens of each source; none where rows are generated.
+        statistics: their sum; None where rows are generated.
+        validation_statistics: counts of the held-out text; zeros where there is none.
         mix: the sources, for rows of other lengths in another mix.
+        shards: for each source that is read, its first so many shards, None for all.
     """
 
     tokenizer: Tokenizer
@@ -86,26 +57,38 @@ class Prepared:
     validation: Validation | None
     fingerprint: str
     parts: Mapping[str, str]
-    statistics: Statistics | None
-    validation_statistics: Statistics
     manifests: tuple[Manifest, ...]
+    statistics: Manifest | None
+    validation_statistics: Manifest
     mix: Mix
+    shards: tuple[Callable[[int | None], Shards], ...] = ()
 
-    @property
-    def fitted(self) -> Fitted:
-        """What became of samples longer than a row."""
-        return Fitted(sum(made.cut for made in self.manifests), sum(made.dropped for made in self.manifests))
-
-    def stage(self, index: int, sequence_length: int, weights: Sequence[float] | None = None) -> Batches:
+    def stage(
+        self,
+        index: int,
+        sequence_length: int,
+        weights: Sequence[float] | None = None,
+        shards: ShardCount = None,
+    ) -> Batches:
         """The training rows of stage `index` of a run, in rows of another length and by other weights, one per source.
 
-        Every stage has an order of its own, from (data.seed, index); stage 0 with the run's own length and weights is
-        `train`. Weights left out are those of the run; 0 leaves a source out.
+        Every stage has an order of its own, from (data.seed, index); stage 0 with the run's own length, weights and
+        shards is `train`. What is left out is the run's own; a weight of 0 leaves a source out. Shards that are not in
+        the cache are made.
 
         Raises:
             UserError: weights that do not fit the sources, or samples that are cut for rows of another length.
         """
-        return self.mix.batches(index, sequence_length, weights)
+        return self.mix.batches(index, sequence_length, weights, shards)
+
+    def parts_of(self, shards: ShardCount) -> dict[str, str]:
+        """Fingerprints of what a stage reads that has shards of its own, as `parts` has them."""
+        if shards is None:
+            return {}
+        return {
+            f"data.sources.{index} ({shards} shards)": digest(made(shards_read(None, shards)).contents())
+            for index, made in enumerate(self.shards)
+        }
 
 
 def prepare(options: DataOptions, progress: Progress | None = None, processes: int | None = None) -> Prepared:
@@ -119,39 +102,44 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
     if isinstance(options.tokenizer, NumbersOptions):
         return _generated(options, options.tokenizer)
     sources = _sources(options)
-    report = progress or (lambda stage, done, total: None)
-    tokenizer = tokenizer_of(options, sources, report)
-    found = [tokenized(options, source, tokenizer, report, processes) for source in sources]
+    crew = Crew(progress or (lambda stage, done, total: None), processes)
+    tokenizer = tokenizer_of(options, sources, crew)
+    found = [tokenized(options, source, tokenizer, crew, sources[:index]) for index, source in enumerate(sources)]
     for source, made in zip(sources, found, strict=True):
-        if not made.shards:
+        if not made.stores:
             raise UserError(_nothing_left(options, source, made.manifest))
+        source.hold()
+
+    def shards_of(index: int) -> Callable[[int | None], Shards]:
+        @cache
+        def made(count: int | None) -> Shards:
+            if count == options.shards:
+                return found[index]
+            return first_shards(options, sources[index], tokenizer, crew, sources[:index], count)
+
+        return made
+
+    shards = tuple(map(shards_of, range(len(sources))))
     mix = Mix(
-        [source_rows(options, source, made, processes) for source, made in zip(sources, found, strict=True)],
+        [source_rows(options, source, made, crew) for source, made in zip(sources, shards, strict=True)],
         options.sequence_length,
         options.seed,
+        options.shards,
     )
-    weights = [source.weight for source in options.sources]
-    chosen = [source.options.model_dump(include={"min_tokens", "longest"}) for source in sources]
-    made_of = [[contents(store.folder.parent, CONTENT) for store in made.shards] for made in found]
+    made_of = [made.contents() for made in found]
     held_out = [made.held_out for made in found]
     held_of = [contents(store.folder.parent, CONTENT) for store in held_out]
-    decisive = [FORMAT, tokenizer.fingerprint, made_of, held_of, weights, options.sequence_length, options.seed]
-    decisive += [options.packing, chosen]
-    manifest = sum((made.manifest for made in found), Manifest())
     return Prepared(
         tokenizer=tokenizer,
         train=mix.batches(),
-        validation=_validation(options, sources, found),
-        fingerprint=digest(decisive),
-        parts={
-            "data.tokenizer": tokenizer.fingerprint,
-            **_by_key(made_of),
-            "data.validation": digest(held_of),
-        },
-        statistics=Statistics.of_training(manifest),
-        validation_statistics=Statistics.of(held_out),
+        validation=validation_of(options, sources, found),
+        fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, held_of, *_order(options, sources)]),
+        parts={"data.tokenizer": tokenizer.fingerprint, **_by_key(made_of), "data.validation": digest(held_of)},
         manifests=tuple(made.manifest for made in found),
+        statistics=sum((made.manifest for made in found), Manifest()),
+        validation_statistics=sum((counted(store, tokenizer) for store in held_out), Manifest()),
         mix=mix,
+        shards=shards,
     )
 
 
@@ -163,11 +151,12 @@ def prepare_node(
     Nodes share `data.cache_dir`, and see the sources under the same paths.
     Returns for each source its name, how many of its shards are there, and how many there will be.
     """
-    report = progress or (lambda stage, done, total: None)
+    crew = Crew(progress or (lambda stage, done, total: None), processes, node)
     sources = _sources(options)
-    tokenizer = tokenizer_of(options, sources, report)
+    tokenizer = tokenizer_of(options, sources, crew)
     return [
-        (source.options.path, *make_shards(options, source, tokenizer, report, processes, node)) for source in sources
+        (source.options.path, *make_shards(options, source, tokenizer, crew, sources[:index]))
+        for index, source in enumerate(sources)
     ]
 
 
@@ -186,10 +175,10 @@ def _source(options: DataOptions, source: FileSourceOptions, key: str) -> Source
 
 def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:
     """Rows that are made when they are read. Those held out come from a stream of their own."""
-    sources = [source for source in options.sources if isinstance(source, GeneratedOptions)]
+    sources = options.generated
 
-    def rows(source: GeneratedOptions, seed: int, stream: int, count: int) -> Callable[[int], Rows]:
-        return lambda length: GeneratedRows(source, numbers.size, length, seed, stream, count)
+    def rows(source: GeneratedOptions, seed: int, stream: int, count: int) -> Callable[..., Rows]:
+        return lambda length, shards=None: GeneratedRows(source, numbers.size, length, seed, stream, count)
 
     train = [
         SourceRows(rows(source, options.seed, 2 * number, ENDLESS), source.weight, only_length=options.sequence_length)
@@ -209,55 +198,36 @@ def _generated(options: DataOptions, numbers: NumbersOptions) -> Prepared:
         validation=Validation(Batches(held_out, order), len(order)) if held_out else None,
         fingerprint=digest([FORMAT, numbers.size, made_of, options.sequence_length, options.seed]),
         parts={"data.tokenizer": digest(numbers.size), **_by_key(made_of)},
-        statistics=None,
-        validation_statistics=Statistics.of([]),
         manifests=(),
+        statistics=None,
+        validation_statistics=Manifest(),
         mix=mix,
     )
+
+
+def _order(options: DataOptions, sources: Sequence[Source]) -> list[Any]:
+    """What decides, beside the tokens, which rows there are and how they follow each other."""
+    weights = [source.weight for source in options.sources]
+    chosen = [source.options.model_dump(include={"min_tokens", "longest"}) for source in sources]
+    caps = [source.options.max_epochs for source in sources]
+    order = [weights, options.sequence_length, options.seed, options.packing, chosen]
+    return [*order, caps] if any(caps) else order
 
 
 def _by_key(made_of: Sequence[Any]) -> dict[str, str]:
     return {f"data.sources.{index}": digest(content) for index, content in enumerate(made_of)}
 
 
-def _nothing_left(options: DataOptions, source: Source, fitted: Manifest) -> str:
+def _nothing_left(options: DataOptions, source: Source, made: Manifest) -> str:
     named = f"{source.key}, '{source.options.path}'"
-    if fitted.dropped:
+    if made.dropped:
         return (
             f"data.sequence_length: {options.sequence_length} is too short for {named}: every sample that is to be "
             "trained on has longer answers. Raise it."
         )
+    if made.duplicates and not made.held_out:
+        return f"{source.key}.drop_duplicates: sources before it hold every text of '{source.options.path}'."
     return (
         f"data.validation.fraction: {options.validation.fraction} holds out all of {named}: its documents are all "
         "equal. Add text, or set data.validation.fraction=0."
-    )
-
-
-def _validation(options: DataOptions, sources: list[Source], found: list[Tokenized]) -> Validation | None:
-    if options.validation.fraction == 0:
-        return None
-    stores = [made.held_out for made in found if made.held_out.num_documents]
-    if not stores:
-        if any(made.manifest.dropped for made in found):
-            raise UserError(
-                f"data.sequence_length: {options.sequence_length} is too short for the held-out samples, whose answers "
-                "are longer. Raise it, set data.validation.seed to hold out others, or data.validation.fraction=0."
-            )
-        if options.validation.max_bytes is None:
-            raise UserError(
-                "data.validation.fraction: the text is a single character, which cannot be divided; add text, or set "
-                "data.validation.fraction=0 to train without validation."
-            )
-        shortest = min(len(document.utf8) for source in sources for document in source.documents())
-        raise UserError(
-            f"data.validation.max_bytes: {options.validation.max_bytes} is less than every document takes; set "
-            f"{shortest} or more, leave it out, or set data.validation.fraction=0 to train without validation."
-        )
-    rows = [rows_of(store, options.sequence_length) for store in stores]
-    order = SequentialOrder([len(source) for source in rows])
-    return Validation(
-        batches=Batches(rows, order),
-        num_rows=len(order),
-        stores=tuple(stores),
-        unigram_bits_per_byte=unigram_bits_per_byte([made.train_counts for made in found], stores),
     )

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from lm.data.compression import CannotOpenError, kind_of, open_bytes
+from lm.data.compression import CannotOpenError, open_bytes
 from lm.errors import UserError, did_you_mean
 
 
@@ -278,9 +278,3 @@ RECORDS: dict[str, Callable[[Part, Wanted], Iterator[Record | Unreadable]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-
-
-def reader_of(path: Path) -> Callable[[Part, Wanted], Iterator[Document | Record | Unreadable]] | None:
-    """What reads files of this name; None where nothing does."""
-    kind = kind_of(path)
-    return TEXTS.get(kind) or RECORDS.get(kind)

@@ -11,13 +11,14 @@ import heapq
 import io
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import sentencepiece
 
 from lm.data.fingerprint import unit_hash
-from lm.data.options import SentencePieceOptions
 from lm.data.readers import Document
 from lm.data.sentencepiece_model import round_scores
+from lm.data.tokenizer_options import SentencePieceOptions
 from lm.data.tokenizers import SentencePieceTokenizer
 from lm.errors import UserError
 
@@ -26,27 +27,42 @@ _PASSAGE_CHARACTERS = 2000
 _TRAINING_THREADS = 4
 
 
-def sample_passages(documents: Iterable[Document], sample_bytes: int) -> list[str]:
+class Drawn(NamedTuple):
+    """Passages with the smallest hashes, the smallest last: below `bound`, unless there is but one."""
+
+    passages: list[str]
+    bound: float
+
+    def joined(self, other: Drawn, sample_bytes: int) -> Drawn:
+        """What is drawn from the text of both."""
+        return _draw([*self.passages, *other.passages], sample_bytes, min(self.bound, other.bound))
+
+
+def sample_passages(documents: Iterable[Document], sample_bytes: int) -> Drawn:
     """A fair sample of passages of the documents, at most `sample_bytes` of UTF-8 in all (but at least one passage).
 
-    Memory is that of the sample, however much text passes by.
+    It does not depend on their order. Memory is that of the sample, however much text passes by.
     """
+    texts = (document.text for document in documents)
+    size = _PASSAGE_CHARACTERS
+    return _draw((text[start : start + size] for text in texts for start in range(0, len(text), size)), sample_bytes)
+
+
+def _draw(passages: Iterable[str], sample_bytes: int, bound: float = 1.0) -> Drawn:
     largest_first: list[tuple[float, str, int]] = []
     sampled = 0
-    bound = 1.0  # nothing from the smallest hash that had to go on can be in the sample
-    for document in documents:
-        for start in range(0, len(document.text), _PASSAGE_CHARACTERS):
-            passage = document.text[start : start + _PASSAGE_CHARACTERS]
-            utf8 = passage.encode()
-            place = unit_hash(utf8, "tokenizer sample", 0)
-            if place >= bound:
-                continue
-            heapq.heappush(largest_first, (-place, passage, len(utf8)))
-            sampled += len(utf8)
-            while sampled > sample_bytes and len(largest_first) > 1:
-                negative, _, size = heapq.heappop(largest_first)
-                bound, sampled = -negative, sampled - size
-    return [passage for _, passage, _ in sorted(largest_first)]
+    for passage in passages:
+        utf8 = passage.encode()
+        place = unit_hash(utf8, "tokenizer sample", 0)
+        if place > bound or (place == bound and largest_first):
+            continue
+        heapq.heappush(largest_first, (-place, passage, len(utf8)))
+        sampled += len(utf8)
+        # Equal passages go together, lest it matter which came first.
+        while (sampled > sample_bytes or -largest_first[0][0] == bound) and len(largest_first) > 1:
+            negative, _, size = heapq.heappop(largest_first)
+            bound, sampled = -negative, sampled - size
+    return Drawn([passage for _, passage, _ in sorted(largest_first)], bound)
 
 
 def train_sentencepiece(options: SentencePieceOptions, passages: Sequence[str]) -> SentencePieceTokenizer:

@@ -17,6 +17,7 @@ from lm.data.manifest import MAX_EXAMPLES, Manifest, counted
 from lm.data.options import ValidationOptions
 from lm.data.readers import Document, Unreadable
 from lm.data.samples import Sample
+from lm.data.sharding import shard_name
 from lm.data.sources import Source
 from lm.data.split import Split
 from lm.data.store import StoreWriter, TokenStore
@@ -64,7 +65,7 @@ class Tokenizing:
                 before = train.num_tokens
                 self._add(batch, train, held_out, encoder)
                 report(sum(len(document.utf8) for document in batch), len(batch), train.num_tokens - before)
-        kept = counted(TokenStore(folder / "train"), self.tokenizer.unk_id)
+        kept = counted(TokenStore(folder / "train"), self.tokenizer)
         found = replace(
             kept,
             held_out=TokenStore(folder / "held_out").num_documents,
@@ -91,11 +92,6 @@ class Tokenizing:
             else:
                 samples = [document for document in documents if isinstance(document, Sample)]
                 writer.add_targeted(encoder(samples))
-
-
-def shard_name(number: int) -> str:
-    """The folder of a shard, in that of its source."""
-    return f"shard-{number:05}"
 
 
 def manifest_of(folder: Path, numbers: Sequence[int]) -> Manifest:

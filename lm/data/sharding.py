@@ -27,6 +27,11 @@ class TextFile:
     mtime_ns: int
 
 
+def shard_name(number: int) -> str:
+    """What the folder of a shard is called, below one of its source."""
+    return f"shard-{number:05}"
+
+
 def shards_of(files: Sequence[TextFile], may_cut: bool, shard_bytes: int | None = None) -> tuple[tuple[Part, ...], ...]:
     """The parts that each shard reads, all files in order.
 

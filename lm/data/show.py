@@ -1,15 +1,45 @@
-"""What a batch says, for people: its rows as text, each document with its number and the place it was read from."""
+"""What a run reads, for people: rows as text with the places they come from, and what share each source has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from lm.data.options import DataOptions, SourceOptions
-from lm.data.prepare import Prepared
+from lm.data.batches import Batches
+from lm.data.manifest import Manifest
+from lm.data.options import DataOptions
 from lm.data.recall_options import GeneratedOptions
 from lm.data.rows import IGNORED
+from lm.data.tokenizers import Tokenizer
+
+_SAMPLED_ROWS = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """The first `rows` rows of one of a run's orders."""
+
+    batches: Batches
+    rows: int
+
+    @property
+    def counts(self) -> list[int]:
+        """Of these, how many each source gives."""
+        return self.batches.order.counts(self.rows)
+
+
+def tokens_read(read: Sequence[Read]) -> list[int]:
+    """How many tokens of each source are read."""
+    parts = [[rows * part.batches.sequence_length for rows in part.counts] for part in read]
+    return [sum(tokens) for tokens in zip(*parts, strict=True)]
+
+
+def epochs_read(read: Sequence[Read]) -> list[float]:
+    """How often each source is read."""
+    parts = [[rows / size for rows, size in zip(part.counts, part.batches.order.rows, strict=True)] for part in read]
+    return [sum(epochs) for epochs in zip(*parts, strict=True)]
 
 
 def source_name(options: DataOptions, index: int) -> str:
@@ -23,24 +53,26 @@ def source_name(options: DataOptions, index: int) -> str:
     return f"{name} ({alike + 1})" if alike else name
 
 
-def shown_rows(prepared: Prepared, options: DataOptions, rows: Iterable[int], characters: int) -> Iterator[str]:
+def shown_rows(
+    batches: Batches, tokenizer: Tokenizer, options: DataOptions, rows: Iterable[int], characters: int
+) -> Iterator[str]:
     """Lines that show rows by their global numbers; of each document the first and last `characters`."""
     for row in rows:
-        batch = prepared.train.rows([row])
-        place = prepared.train.order.locate(row)
+        batch = batches.rows([row])
+        place = batches.order.locate(row)
         learned = int((batch.targets != IGNORED).sum())
         yield (
             f"row {row}: {source_name(options, place.source)}, epoch {place.epoch}, row {place.row} of it; "
             f"{learned:,} of {batch.tokens.shape[1]:,} tokens predict"
         )
-        for span in prepared.train.documents(row):
-            file, at = prepared.train.origin(span)
+        for span in batches.documents(row):
+            file, at = batches.origin(span)
             yield (
                 f"  document {span.document}: {file}{f', {_unit(file)} {at}' if at else ''}; "
                 f"tokens {span.begin} to {span.end} of the row, from token {span.offset} of the document"
             )
             tokens = batch.tokens[0, span.begin : span.end].tolist()
-            yield from (f"    {line}" for line in _excerpt(prepared.tokenizer.decode(tokens), characters).splitlines())
+            yield from (f"    {line}" for line in _excerpt(tokenizer.decode(tokens), characters).splitlines())
 
 
 def _unit(file: str) -> str:
@@ -53,13 +85,14 @@ def _excerpt(text: str, characters: int) -> str:
     return f"{text[:characters]} [... {len(text) - 2 * characters:,} characters ...] {text[len(text) - characters :]}"
 
 
-def summary(prepared: Prepared, options: DataOptions, rows: int) -> Iterator[str]:
-    """What each source is, and how often the first `rows` rows read it."""
-    counts = prepared.train.order.counts(rows)
-    for index, (count, size) in enumerate(zip(counts, prepared.train.order.rows, strict=True)):
-        yield f"{source_name(options, index)}: {count / max(1, rows):.1%} of the rows, {count / size:.2f} epochs"
-        if index < len(prepared.manifests):
-            made = prepared.manifests[index]
+def summary(options: DataOptions, manifests: Sequence[Manifest], read: Sequence[Read]) -> Iterator[str]:
+    """What each source is, and what share of the tokens that are read it gives."""
+    tokens, epochs = tokens_read(read), epochs_read(read)
+    for index in range(len(options.sources)):
+        share = tokens[index] / max(1, sum(tokens))
+        yield f"{source_name(options, index)}: {share:.1%} of what is read, {epochs[index]:.2f} epochs"
+        if index < len(manifests):
+            made = manifests[index]
             yield (
                 f"  {made.documents:,} documents, {made.tokens:,} tokens, {made.bytes_per_token:.2f} bytes per token, "
                 f"{made.unknown_rate:.2%} unknown; {made.held_out:,} documents held out"
@@ -70,10 +103,13 @@ def summary(prepared: Prepared, options: DataOptions, rows: int) -> Iterator[str
             yield from (f"    {example}" for example in made.examples[:5])
 
 
-def fill_rate(prepared: Prepared, options: DataOptions, rows: int) -> float:
-    """Share of the tokens of some rows, spread over the first `rows`, that belong to documents."""
-    if not isinstance(options.sources[0], SourceOptions) and prepared.statistics is None:
-        return 1.0
-    chosen = np.unique(np.linspace(0, rows - 1, min(rows, 500)).astype(np.int64)).tolist()
-    read = [sum(span.end - span.begin for span in prepared.train.documents(row)) for row in chosen]
-    return sum(read) / (len(chosen) * prepared.train.sequence_length)
+def fill_rate(read: Sequence[Read]) -> float:
+    """Share of the tokens of some of the rows, spread over all, that belong to documents."""
+    total = sum(part.rows for part in read)
+    filled = tokens = 0
+    for part in read:
+        wanted = -(-part.rows * _SAMPLED_ROWS // total)
+        rows = np.unique(np.linspace(0, part.rows - 1, min(part.rows, wanted)).astype(np.int64)).tolist()
+        filled += sum(span.end - span.begin for row in rows for span in part.batches.documents(row))
+        tokens += len(rows) * part.batches.sequence_length
+    return filled / tokens

@@ -77,6 +77,9 @@ class Source:
         kinds = sorted({path.suffix.lower() or "no suffix" for path in self.ignored})
         return f"{len(self.files)} files ({len(self.ignored)} ignored: {', '.join(kinds)})"
 
+    def hold(self) -> None:
+        """Lets whoever looks next find what was found now, where a source may change by itself."""
+
     def documents(self, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
         """Every readable, non-empty document, a `Sample` where the source is one of samples; `on_skip` hears of the
         others.
@@ -100,7 +103,7 @@ class Source:
         if not found:
             raise self.nothing(str(first_skipped) if first_skipped else None)
 
-    def shard(self, number: int, on_skip: Callable[[Unreadable], None]) -> Iterator[Document]:
+    def shard(self, number: int, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
         """The documents of one shard, as `documents` gives them; there may be none."""
         for part in self.shards[number]:
             for item in self.read(part):
@@ -111,7 +114,7 @@ class Source:
                         f"{self.key}.path: {item}. Repair the file or name another, or set {self.key}.bad_records to "
                         "skip to leave out what cannot be read."
                     )
-                else:
+                elif on_skip is not None:
                     on_skip(item)
 
     def nothing(self, first_skipped: str | None) -> UserError:

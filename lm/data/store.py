@@ -1,9 +1,9 @@
 """Tokenized documents on disk, mapped into memory, one after another.
 
-A document is a text, `[bos] text [eos]`, of which everything but the first token is predicted, or it brings its own
-tokens and says which of them are; a store holds one or the other. It is a few flat little-endian files, which also tell
-where each document was read, and one of held-out documents keeps the text that is predicted. Writing is a stream,
-reading costs no memory but the pages that are touched; `cache.py` makes the folder atomic and checks it.
+A document is a text, `[bos] text [eos]` or `[bos] text`, of which everything but the first token is predicted, or it
+brings its own tokens and says which of them are; a store holds one or the other. It is a few flat little-endian files,
+which also tell where each document was read, and one of held-out documents keeps the text that is predicted. Writing is
+a stream, reading costs no memory but the pages that are touched; `cache.py` makes the folder atomic and checks it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.mapped import mapped
 from lm.data.readers import Document
 from lm.data.tokenizers import Tokenizer
 
@@ -148,13 +149,16 @@ class StoreWriter:
         if not documents:
             return
         encoded = self._tokenizer.encode_batch([document.text for document in documents])
-        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)) + 2
+        texts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        lengths = texts + 1 + self._tokenizer.ends_texts
         ends = np.cumsum(lengths)
+        begins = ends - lengths
         tokens = np.empty(ends[-1], dtype=np.uint32)
-        tokens[ends - lengths] = self._tokenizer.bos_id
-        tokens[ends - 1] = self._tokenizer.eos_id
-        for end, ids in zip(ends.tolist(), encoded, strict=True):
-            tokens[end - 1 - len(ids) : end - 1] = ids
+        tokens[begins] = self._tokenizer.bos_id
+        if self._tokenizer.ends_texts:
+            tokens[ends - 1] = self._tokenizer.eos_id
+        for begin, ids in zip(begins.tolist(), encoded, strict=True):
+            tokens[begin + 1 : begin + 1 + len(ids)] = ids
         predicted = np.bincount(tokens, minlength=len(self._counts))
         predicted[self._tokenizer.bos_id] -= len(documents)  # the first of each
         self._append(tokens, predicted, lengths, documents)
@@ -216,7 +220,4 @@ def _length(folder: Path, name: str) -> int:
 
 
 def _map(folder: Path, name: str) -> np.ndarray[Any, Any]:
-    path = folder / name
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.zeros(0, dtype=_FILES[name])
-    return np.memmap(path, dtype=_FILES[name], mode="r")
+    return mapped(folder / name, _FILES[name])

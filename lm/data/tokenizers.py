@@ -1,6 +1,7 @@
 """Text to token ids and back: bytes, SentencePiece, Hugging Face fast tokenizers, numbers.
 
-A document in a token store is `[bos] text [eos]`. A model that has only one of the two uses it at both ends.
+A document in a token store is `[bos] text [eos]`, or `[bos] text` where that is asked for. A model that has only one of
+the two uses it at both ends, unless the options name others.
 Tokenizers encode text as text: a `<s>` or `<|endoftext|>` that stands in a document is characters, not a boundary.
 """
 
@@ -15,20 +16,22 @@ from typing import Any, Protocol
 import numpy as np
 import sentencepiece
 
-from lm.data.fingerprint import content_digest
-from lm.data.options import (
+from lm.data.document_ends import ends_of, ends_only, fingerprint_of
+from lm.data.threads import threads
+from lm.data.tokenizer_options import (
     BytesOptions,
+    EndsOptions,
     HuggingFaceOptions,
     NumbersOptions,
     SentencePieceOptions,
     TokenizerOptions,
 )
-from lm.data.threads import threads
 from lm.errors import UserError
 
 _KIND_FILE = "braid_tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
 _HUGGING_FACE_FILES = ("tokenizer.json", "tokenizer_config.json")
+_USUAL_ENDS = EndsOptions()
 # SentencePiece writes a space as this character, so the character itself needs another spelling.
 _SPACE_MARK = "\u2581"
 
@@ -46,7 +49,11 @@ class Tokenizer(Protocol):
 
     @property
     def eos_id(self) -> int:
-        """Ends every document."""
+        """Ends answers, what is generated, and every text where `ends_texts`."""
+
+    @property
+    def ends_texts(self) -> bool:
+        """Whether a text in a token store ends with `eos_id`."""
 
     @property
     def unk_id(self) -> int | None:
@@ -76,7 +83,10 @@ class BytesTokenizer:
     bos_id = 256
     eos_id = 257
     unk_id = None
-    fingerprint = "bytes"
+
+    def __init__(self, ends_texts: bool = True) -> None:
+        self.ends_texts = ends_texts
+        self.fingerprint = "bytes" if ends_texts else "bytes, texts without eos"
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -88,7 +98,7 @@ class BytesTokenizer:
         return bytes(id for id in ids if id < 256).decode(errors="replace")
 
     def save(self, folder: Path) -> None:
-        _write_kind(folder, BytesOptions().kind)
+        _write_kind(folder, BytesOptions(add_eos_token=self.ends_texts).model_dump())
 
 
 class NumbersTokenizer:
@@ -98,6 +108,7 @@ class NumbersTokenizer:
         self.size = size
         self.vocab_size = size + 2
         self.bos_id, self.eos_id = size, size + 1
+        self.ends_texts = True
         self.unk_id = None
         self.fingerprint = f"numbers {size}"
 
@@ -116,7 +127,7 @@ class NumbersTokenizer:
         return " ".join(str(int(id)) for id in ids if id < self.size)
 
     def save(self, folder: Path) -> None:
-        (folder / _KIND_FILE).write_text(json.dumps(NumbersOptions(size=self.size).model_dump()))
+        _write_kind(folder, NumbersOptions(size=self.size).model_dump())
 
 
 class SentencePieceTokenizer:
@@ -126,19 +137,23 @@ class SentencePieceTokenizer:
     A foreign model keeps its own normalization, and round-trips as far as that allows.
     """
 
-    def __init__(self, model: bytes, origin: str) -> None:
+    def __init__(self, model: bytes, origin: str, ends: EndsOptions = _USUAL_ENDS) -> None:
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError(f"{origin} is not a SentencePiece model.") from error
         self.model = model
         self.vocab_size: int = self.processor.get_piece_size()
-        self.bos_id, self.eos_id = _both_ends(
-            _present(self.processor.bos_id()), _present(self.processor.eos_id()), origin
-        )
+        own = _present(self.processor.bos_id()), _present(self.processor.eos_id())
+        self.bos_id, self.eos_id = ends_of(own, ends, self._control_id, origin)
+        self.ends, self.ends_texts = ends, ends.add_eos_token
         self.unk_id = _present(self.processor.unk_id())
-        self.fingerprint = content_digest([model])
+        self.fingerprint = fingerprint_of([model], own, self)
         self._space_mark_ids = self._spell_space_mark()
+
+    def _control_id(self, token: str) -> int | None:
+        id: int = self.processor.piece_to_id(token)
+        return id if self.processor.is_control(id) else None
 
     def _spell_space_mark(self) -> list[int] | None:
         """The byte pieces of the space mark, where the model leaves text as it is and has byte pieces."""
@@ -157,8 +172,7 @@ class SentencePieceTokenizer:
         return first + [id for part in others for id in (*self._space_mark_ids, *part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        plain = [text for text in texts if _SPACE_MARK not in text]
-        encoded = iter(self._encode_plain(plain))
+        encoded = iter(self._encode_plain([text for text in texts if _SPACE_MARK not in text]))
         return [np.array(self.encode(text), np.uint32) if _SPACE_MARK in text else next(encoded) for text in texts]
 
     def _encode_plain(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -169,20 +183,18 @@ class SentencePieceTokenizer:
         return [ids.view(np.uint32) for ids in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
-        text: str = self.processor.decode(list(map(int, ids)))
-        return text
+        return str(self.processor.decode(list(map(int, ids))))
 
     def save(self, folder: Path) -> None:
-        _write_kind(folder, SentencePieceOptions.model_fields["kind"].default)
+        _write_kind(folder, {"kind": "sentencepiece"} | ends_only(self.ends))
         (folder / _MODEL_FILE).write_bytes(self.model)
 
 
 class HuggingFaceTokenizer:
     """The `tokenizer.json` of a Hugging Face folder, run by the `tokenizers` library that transformers runs it by."""
 
-    def __init__(self, folder: Path) -> None:
-        # Imported here because only this kind needs it.
-        import tokenizers
+    def __init__(self, folder: Path, ends: EndsOptions = _USUAL_ENDS) -> None:
+        import tokenizers  # here, because only this kind needs it
 
         self.folder = folder
         contents = [_read(folder / name) for name in _HUGGING_FACE_FILES]
@@ -195,23 +207,26 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.bos_id, self.eos_id = _both_ends(
-            self._special_id(config.get("bos_token")), self._special_id(config.get("eos_token")), f"'{folder}'"
-        )
-        self.unk_id = self._special_id(config.get("unk_token"))
-        self.fingerprint = content_digest(contents)
+        own = self._id(config.get("bos_token")), self._id(config.get("eos_token"))
+        self.bos_id, self.eos_id = ends_of(own, ends, self._special_id, f"'{folder}'")
+        self.ends, self.ends_texts = ends, ends.add_eos_token
+        self.unk_id = self._id(config.get("unk_token"))
+        self.fingerprint = fingerprint_of(contents, own, self)
 
-    def __reduce__(self) -> tuple[type[HuggingFaceTokenizer], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[HuggingFaceTokenizer], tuple[Path, EndsOptions]]:
         # The library's own pickling forgets that special tokens are text.
-        return HuggingFaceTokenizer, (self.folder,)
+        return HuggingFaceTokenizer, (self.folder, self.ends)
 
-    def _special_id(self, token: str | dict[str, Any] | None) -> int | None:
+    def _special_id(self, token: str) -> int | None:
+        special = (id for id, added in self._tokenizer.get_added_tokens_decoder().items() if added.special)
+        return next((id for id in special if self._tokenizer.id_to_token(id) == token), None)
+
+    def _id(self, token: str | dict[str, Any] | None) -> int | None:
         content = token["content"] if isinstance(token, dict) else token
         return None if content is None else self._tokenizer.token_to_id(content)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -221,7 +236,7 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
-        _write_kind(folder, HuggingFaceOptions.model_fields["kind"].default)
+        _write_kind(folder, {"kind": "huggingface"} | ends_only(self.ends))
         for path in [*(self.folder / name for name in _HUGGING_FACE_FILES), *self.folder.glob("chat_template*")]:
             shutil.copyfile(path, folder / path.name)
 
@@ -233,14 +248,14 @@ def existing_tokenizer(options: TokenizerOptions) -> Tokenizer | None:
         UserError: a file is missing or is not what its kind says.
     """
     if isinstance(options, BytesOptions):
-        return BytesTokenizer()
+        return BytesTokenizer(options.add_eos_token)
     if isinstance(options, NumbersOptions):
         return NumbersTokenizer(options.size)
     if isinstance(options, HuggingFaceOptions):
-        return HuggingFaceTokenizer(options.path.expanduser())
+        return HuggingFaceTokenizer(options.path.expanduser(), options)
     if options.path is not None:
         path = options.path.expanduser()
-        return SentencePieceTokenizer(_read(path), f"data.tokenizer.path: '{path}'")
+        return SentencePieceTokenizer(_read(path), f"data.tokenizer.path: '{path}'", options)
     return None
 
 
@@ -259,13 +274,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     described = json.loads(_read(folder / _KIND_FILE))
     kind = described["kind"]
     if kind == "bytes":
-        return BytesTokenizer()
+        return BytesTokenizer(described.get("add_eos_token", True))
+    ends = EndsOptions.model_validate({name: described[name] for name in EndsOptions.model_fields if name in described})
     if kind == "sentencepiece":
-        return SentencePieceTokenizer(_read(folder / _MODEL_FILE), f"'{folder / _MODEL_FILE}'")
+        return SentencePieceTokenizer(_read(folder / _MODEL_FILE), f"'{folder / _MODEL_FILE}'", ends)
     if kind == "numbers":
         return NumbersTokenizer(described["size"])
     if kind == "huggingface":
-        return HuggingFaceTokenizer(folder)
+        return HuggingFaceTokenizer(folder, ends)
     raise UserError(f"'{folder / _KIND_FILE}' names an unknown tokenizer kind '{kind}'.")
 
 
@@ -273,16 +289,8 @@ def _present(id: int) -> int | None:
     return None if id < 0 else id
 
 
-def _both_ends(bos_id: int | None, eos_id: int | None, origin: str) -> tuple[int, int]:
-    first = eos_id if bos_id is None else bos_id
-    last = bos_id if eos_id is None else eos_id
-    if first is None or last is None:
-        raise UserError(f"{origin} has neither a bos nor an eos token, so documents could not be told apart.")
-    return first, last
-
-
-def _write_kind(folder: Path, kind: str) -> None:
-    (folder / _KIND_FILE).write_text(json.dumps({"kind": kind}))
+def _write_kind(folder: Path, described: dict[str, Any]) -> None:
+    (folder / _KIND_FILE).write_text(json.dumps(described))
 
 
 def _read(path: Path) -> bytes:

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,122 +19,155 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.cache import cached_folder, damage
-from lm.data.duplicates import Hashing, find_duplicates
+from lm.data.cache import cached_folder, contents, damage
+from lm.data.duplicates import Hashing, write_duplicates
 from lm.data.encoding import SampleEncoder
 from lm.data.fingerprint import digest
 from lm.data.manifest import Manifest
 from lm.data.options import DataOptions, SourceOptions
-from lm.data.shard import Tokenizing, manifest_of, shard_name
+from lm.data.shard import Tokenizing, manifest_of
+from lm.data.sharding import shard_name
 from lm.data.sources import Source
 from lm.data.split import Split
-from lm.data.store import StoreWriter, TokenStore
+from lm.data.store import CONTENT, StoreWriter, TokenStore
 from lm.data.templates import template_of
-from lm.data.threads import cpu_cores
 from lm.data.tokenizers import Tokenizer
-from lm.data.workers import run_jobs
+from lm.data.workers import Crew
 
 # Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
 FORMAT = 5
 _COUNTS = "train_counts.npy"
 _log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""Hears (what is being done, bytes done, bytes in all); all is an estimate, and 0 where progress cannot be told."""
-
 
 @dataclass(frozen=True, eq=False)
-class Tokenized:
-    """A source as tokens.
+class Shards:
+    """The first shards of a source as tokens.
 
     Attributes:
-        folder: holds the shards.
-        shards: their training documents; none is empty.
-        held_out: the documents that are held out.
-        train_counts: [V] int64, how often each token is predicted in `shards`.
+        folder: holds them.
+        stores: their training documents; none is empty.
         manifest: what is in all of them.
     """
 
     folder: Path
-    shards: tuple[TokenStore, ...]
-    held_out: TokenStore
-    train_counts: np.ndarray
+    stores: tuple[TokenStore, ...]
     manifest: Manifest
 
+    def contents(self) -> list[dict[str, str]]:
+        """Checksums of what is trained on, shard by shard: equal for equal tokens."""
+        return [contents(store.folder.parent, CONTENT) for store in self.stores]
 
-def tokenized(
-    options: DataOptions, source: Source, tokenizer: Tokenizer, report: Progress, processes: int | None = None
-) -> Tokenized:
-    """A source's shards, made unless they are in the cache, by so many processes (None: one for each core).
+
+@dataclass(frozen=True, eq=False)
+class Tokenized(Shards):
+    """The same, with what is put together from them.
+
+    Attributes:
+        held_out: the documents that are held out.
+        train_counts: [V] int64, how often each token is predicted in `stores`.
+    """
+
+    held_out: TokenStore
+    train_counts: np.ndarray
+
+
+def first_shards(
+    options: DataOptions,
+    source: Source,
+    tokenizer: Tokenizer,
+    crew: Crew,
+    before: Sequence[Source],
+    count: int | None,
+) -> Shards:
+    """The first `count` shards of a source (None: all), made unless they are in the cache.
+
+    before: the sources whose texts it may be asked not to repeat.
 
     Raises:
         UserError: naming the key, whatever of the source, the split or the cache cannot work.
     """
-    work = _work(options, source, tokenizer, report, processes)
-    numbers = range(len(source.shards))[: options.shards]
-    made = _make(work, numbers, report, processes)
-    name = "assembled" if len(numbers) == len(source.shards) else f"assembled-{len(numbers)}"
-    assembled = cached_folder(work.folder, name, partial(_assemble, work=work, numbers=numbers))
+    work = _work(options, source, tokenizer, crew, before)
+    numbers = range(len(source.shards))[:count]
+    made = _make("tokenizing", work, numbers, crew)
     manifest = manifest_of(work.folder, numbers)
-    if not manifest.documents + manifest.held_out + manifest.dropped:
+    if not manifest.documents + manifest.held_out + manifest.dropped + manifest.duplicates:
         raise source.nothing(manifest.examples[0] if manifest.examples else None)
     if made:
         _warn(source, manifest)
-    stores = [TokenStore(work.folder / shard_name(number) / "train") for number in numbers]
-    return Tokenized(
-        work.folder,
-        tuple(store for store in stores if store.num_documents),
-        TokenStore(assembled / "validation"),
-        np.load(assembled / _COUNTS),
-        manifest,
-    )
+    stores = (TokenStore(work.folder / shard_name(number) / "train") for number in numbers)
+    return Shards(work.folder, tuple(store for store in stores if store.num_documents), manifest)
+
+
+def tokenized(
+    options: DataOptions, source: Source, tokenizer: Tokenizer, crew: Crew, before: Sequence[Source] = ()
+) -> Tokenized:
+    """The shards that the options ask for, with what is put together from them; see `first_shards`."""
+    shards = first_shards(options, source, tokenizer, crew, before, options.shards)
+    numbers = range(len(source.shards))[: options.shards]
+    name = "assembled" if len(numbers) == len(source.shards) else f"assembled-{len(numbers)}"
+    build = partial(_assemble, options=options, tokenizer=tokenizer, shards=shards.folder, numbers=numbers)
+    folder = cached_folder(shards.folder, name, build)
+    held_out, counts = TokenStore(folder / "validation"), np.load(folder / _COUNTS)
+    return Tokenized(shards.folder, shards.stores, shards.manifest, held_out, counts)
 
 
 def make_shards(
-    options: DataOptions,
-    source: Source,
-    tokenizer: Tokenizer,
-    report: Progress,
-    processes: int | None,
-    node: tuple[int, int],
+    options: DataOptions, source: Source, tokenizer: Tokenizer, crew: Crew, before: Sequence[Source] = ()
 ) -> tuple[int, int]:
-    """Makes the shards that fall to node k of n, node = (k, n) with k from 1.
+    """Makes the shards that fall to the crew's node; see `tokenized`.
 
     Returns how many of the source's shards are there, and how many there will be.
     """
-    work = _work(options, source, tokenizer, report, processes)
-    number, nodes = node
+    work = _work(options, source, tokenizer, crew, before)
+    number, nodes = crew.node
     total = len(range(len(source.shards))[: options.shards])
-    _make(work, range(number - 1, total, nodes), report, processes)
+    _make("tokenizing", work, range(number - 1, total, nodes), crew)
     return sum(damage(work.folder / shard_name(shard)) is None for shard in range(total)), total
 
 
 def _work(
-    options: DataOptions, source: Source, tokenizer: Tokenizer, report: Progress, processes: int | None
+    options: DataOptions, source: Source, tokenizer: Tokenizer, crew: Crew, before: Sequence[Source]
 ) -> Tokenizing:
     encoder = _encoder(options, source, tokenizer)
+    compared = _compared(options, source, before)
     made_of = [FORMAT, tokenizer.fingerprint, options.validation.model_dump(mode="json"), source.made_of()]
-    key = digest(made_of if encoder is None else [*made_of, encoder.fingerprint])
-    folder = options.cache_dir.expanduser() / f"tokens-{key}"
+    made_of += [] if encoder is None else [encoder.fingerprint]
+    made_of += [hashing.folder.name for hashing in compared[:-1]]
+    folder = options.cache_dir.expanduser() / f"tokens-{digest(made_of)}"
 
     def write_split(target: Path) -> None:
         (target / "split.json").write_text(json.dumps(Split.of(source, options.validation).to_json()))
 
     split = json.loads((cached_folder(folder, "split", write_split) / "split.json").read_text())
-    duplicates = None
-    if isinstance(source.options, SourceOptions) and source.options.drop_duplicates:
-        if damage(folder / "duplicates") is not None:
-            _in_processes(Hashing(folder, source), "hashing", source, range(len(source.shards)), report, processes)
-        duplicates = find_duplicates(folder, len(source.shards))
+    duplicates = _duplicates(folder, compared, crew) if compared else None
     return Tokenizing(
-        folder,
-        source,
-        tokenizer,
-        encoder,
-        Split(options.validation, **split),
-        options.validation,
-        duplicates,
+        folder, source, tokenizer, encoder, Split(options.validation, **split), options.validation, duplicates
     )
+
+
+def _compared(options: DataOptions, source: Source, before: Sequence[Source]) -> list[Hashing]:
+    """What a source's texts are compared with for duplicates, itself last; nothing where equal texts are kept."""
+    if not isinstance(source.options, SourceOptions) or not source.options.drop_duplicates:
+        return []
+    cache = options.cache_dir.expanduser()
+    own = Hashing(cache, source)
+    if source.options.drop_duplicates != "across":
+        return [own]
+    others = [Hashing(cache, other) for other in before if isinstance(other.options, SourceOptions)]
+    return [*(other for other in others if other.folder != own.folder), own]
+
+
+def _duplicates(folder: Path, compared: Sequence[Hashing], crew: Crew) -> Path:
+    """Which documents of the last source equal an earlier one, found unless that is in the cache."""
+    if damage(folder / "duplicates") is not None:
+        number, nodes = crew.node
+        for hashing in compared:
+            # All are needed by every node, so each begins elsewhere and finds in the end what the others made.
+            shards = sorted(range(len(hashing.source.shards)), key=lambda shard: (shard + 1 - number) % nodes)
+            _make("hashing", hashing, shards, crew)
+    *before, own = compared
+    return cached_folder(folder, "duplicates", partial(write_duplicates, before=before, own=own))
 
 
 def _encoder(options: DataOptions, source: Source, tokenizer: Tokenizer) -> SampleEncoder | None:
@@ -145,22 +178,16 @@ def _encoder(options: DataOptions, source: Source, tokenizer: Tokenizer) -> Samp
     return SampleEncoder(template, source.options, options.sequence_length)
 
 
-def _make(work: Tokenizing, numbers: Sequence[int], report: Progress, processes: int | None) -> bool:
+def _make(what: str, work: Tokenizing | Hashing, numbers: Sequence[int], crew: Crew) -> bool:
     """Makes those of these shards that are not there; whether there were any."""
     missing = [number for number in numbers if damage(work.folder / shard_name(number)) is not None]
     if missing:
-        _in_processes(work, "tokenizing", work.source, missing, report, processes)
+        _in_processes(what, work, missing, crew)
     return bool(missing)
 
 
-def _in_processes(
-    function: Callable[[int, Callable[..., None]], None],
-    what: str,
-    source: Source,
-    numbers: Sequence[int],
-    report: Progress,
-    processes: int | None,
-) -> None:
+def _in_processes(what: str, work: Tokenizing | Hashing, numbers: Sequence[int], crew: Crew) -> None:
+    source = work.source
     sizes = [sum(part.size for part in shard) for shard in source.shards]
     finished = sum(sizes) - sum(sizes[number] for number in numbers)
     under_way: Counter[int] = Counter()
@@ -171,7 +198,7 @@ def _in_processes(
         seconds = max(time.monotonic() - began, 1e-3)
         pace = f": {documents / seconds:,.0f} documents/s, {tokens / seconds:,.0f} tokens/s" if tokens else ""
         done = finished + sum(min(read, sizes[number]) for number, read in under_way.items())
-        report(f"{what} {source.options.path}{pace}", done, sum(sizes))
+        crew.report(f"{what} {source.options.path}{pace}", done, sum(sizes))
 
     def heard(number: int, figures: tuple[int, ...]) -> None:
         nonlocal documents, tokens
@@ -180,29 +207,27 @@ def _in_processes(
         say()
 
     say()
-    for number, _ in run_jobs(function, numbers, processes or cpu_cores(), heard):
+    for number, _ in crew.run(work, numbers, heard):
         under_way.pop(number, None)
         finished += sizes[number]
     say()
 
 
-def _assemble(folder: Path, work: Tokenizing, numbers: Sequence[int]) -> None:
-    """Writes the held-out documents of all shards, within their bound, and the counts of all that is trained on."""
-    room = work.options.max_bytes
-    counts = np.zeros(work.tokenizer.vocab_size, dtype=np.int64)
-    with StoreWriter(folder / "validation", work.tokenizer, keep_text=True) as writer:
+def _assemble(folder: Path, options: DataOptions, tokenizer: Tokenizer, shards: Path, numbers: Sequence[int]) -> None:
+    """Writes the held-out documents of the shards, within their bound, and the counts of all that is trained on."""
+    room = options.validation.max_bytes
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    with StoreWriter(folder / "validation", tokenizer, keep_text=True) as writer:
         for number in numbers:
-            counts += TokenStore(work.folder / shard_name(number) / "train").counts
+            counts += TokenStore(shards / shard_name(number) / "train").counts
             kept = []
-            for document in TokenStore(work.folder / shard_name(number) / "held_out").documents():
+            for document in TokenStore(shards / shard_name(number) / "held_out").documents():
                 if room is None or len(document.utf8) <= room:
                     room = None if room is None else room - len(document.utf8)
                     kept.append(document)
             writer.add_stored(kept)
     np.save(folder / _COUNTS, counts)
-    summed = {"shards": len(numbers), "tokenizer": _policy(work.tokenizer)} | manifest_of(
-        work.folder, numbers
-    ).to_json()
+    summed = {"shards": len(numbers), "tokenizer": _policy(tokenizer)} | manifest_of(shards, numbers).to_json()
     (folder / "summary.json").write_text(json.dumps(summed, indent=1) + "\n")
 
 
@@ -212,7 +237,7 @@ def _policy(tokenizer: Tokenizer) -> dict[str, Any]:
         "fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
         "document_begins_with": tokenizer.bos_id,
-        "document_ends_with": tokenizer.eos_id,
+        "document_ends_with": tokenizer.eos_id if tokenizer.ends_texts else None,
         "unknown": tokenizer.unk_id,
     }
 

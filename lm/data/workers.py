@@ -11,17 +11,55 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from lm.data.threads import use_threads
+from lm.data.readers import Document
+from lm.data.threads import cpu_cores, use_threads
 from lm.errors import UserError
 
 ResultT = TypeVar("ResultT")
+_REPORT_BYTES = 4_000_000
 Heard = Callable[[int, tuple[int, ...]], None]
 """Hears (job, figures) of work under way: what has been done since it was last heard of."""
+Progress = Callable[[str, int, int], None]
+"""Hears (what is being done, bytes done, bytes in all); all is an estimate, and 0 where progress cannot be told."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who works on the sources.
+
+    Attributes:
+        report: hears of it.
+        processes: on this node; None for one for each core.
+        node: (k, n) for node k of n, k from 1; it takes every n-th shard from the k-th on.
+    """
+
+    report: Progress
+    processes: int | None = None
+    node: tuple[int, int] = (1, 1)
+
+    def run(
+        self, function: Callable[[int, Callable[..., None]], ResultT], jobs: Sequence[int], heard: Heard
+    ) -> Iterator[tuple[int, ResultT]]:
+        """What `run_jobs` gives, in this node's processes."""
+        return run_jobs(function, jobs, self.processes or cpu_cores(), heard)
+
+
+def reporting(documents: Iterable[Document], report: Callable[..., None]) -> Iterator[Document]:
+    """The documents; `report` hears (bytes of text, 0 documents, 0 tokens) that have passed by."""
+    passed = 0
+    for document in documents:
+        yield document
+        passed += len(document.utf8)
+        if passed >= _REPORT_BYTES:
+            report(passed, 0, 0)
+            passed = 0
+    report(passed, 0, 0)
 
 
 def run_jobs(
@@ -33,7 +71,7 @@ def run_jobs(
     where that is possible, so that they start at once and load nothing, and elsewhere `function` is pickled.
 
     Raises:
-        UserError: of a job; the others are ended.
+        UserError: of a job, or a process that was killed; the others are ended.
     """
     if processes == 1 or len(jobs) <= 1:
         for job in jobs:
@@ -78,7 +116,12 @@ def _hear(pipe: Connection, process: Any, heard: Heard) -> tuple[int, Any] | Non
         kind, job, value = pipe.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"a worker ended with exit code {process.exitcode}: too little memory ends so") from None
+        if process.exitcode == -signal.SIGKILL:
+            raise UserError(
+                "one of the processes that prepare the data was killed, which is what systems do when memory runs out. "
+                "What is finished is kept: call `braid prepare CONFIG --processes N` with fewer processes to go on."
+            ) from None
+        raise RuntimeError(f"a worker ended with exit code {process.exitcode}") from None
     if kind == "report":
         heard(job, value)
         return None

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import nn
 
 from kernels.linear_cross_entropy import CrossEntropy
-from lm.data.prepare import Validation, prepare
+from lm.data.prepare import prepare
+from lm.data.validation import Validation
 from lm.extend.model import ExtendedModel
 from lm.extend.options import BaseOptions
 from lm.graft.operation import Operation

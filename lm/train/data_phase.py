@@ -32,7 +32,7 @@ def require_rows(run: Run, prepared: Prepared) -> None:
     """Raises UserError where the sources have given all that they may before the run ends."""
     for span in run.timeline.spans:
         source = span.source
-        given = prepared.stage(source.index, source.sequence_length, source.weights).order.num_rows
+        given = prepared.stage(source.index, source.sequence_length, source.weights, source.shards).order.num_rows
         if given is not None and span.end_row > given:
             raise UserError(
                 f"data.sources: with their max_epochs they give {given:,} rows of {source.sequence_length} tokens; the "
@@ -42,12 +42,12 @@ def require_rows(run: Run, prepared: Prepared) -> None:
 
 def summary(prepared: Prepared, tokens: int) -> str:
     """How much text there is, and how often a run of so many tokens reads it."""
-    train, held_out, fitted = prepared.statistics, prepared.validation_statistics, prepared.fitted
+    train, held_out = prepared.statistics, prepared.validation_statistics
     if train is None:
         rows = 0 if prepared.validation is None else prepared.validation.num_rows
         return f"rows are made as they are read; held out {rows:,}; the run reads {short_number(tokens)} tokens"
     masked = train.targets < train.tokens - train.documents
-    fitting = ((fitted.cut, "prompts cut to a row"), (fitted.dropped, "samples dropped as longer than a row"))
+    fitting = ((train.cut, "prompts cut to a row"), (train.dropped, "samples dropped as longer than a row"))
     return (
         f"{train.documents:,} documents, {short_number(train.tokens)} tokens"
         + (f", {short_number(train.targets)} of them to learn; " if masked else "; ")

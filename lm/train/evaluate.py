@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 
 from kernels.linear_cross_entropy import CrossEntropy
-from lm.data.prepare import Validation
 from lm.data.rows import IGNORED
+from lm.data.validation import Validation
 from lm.model.documents import Documents
 from lm.train.distributed import World
 from lm.train.evaluation import Evaluation, loss_by_position

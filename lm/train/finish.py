@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lm.data.prepare import Prepared, Validation
+from lm.data.prepare import Prepared
 from lm.data.store import TokenStore
+from lm.data.validation import Validation
 from lm.errors import UserError
 from lm.plan import Plan
 from lm.train.checkpoint import read_counters

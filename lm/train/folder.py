@@ -136,10 +136,11 @@ class RunFolder:
             if read != would_read:
                 changed[f"what the first {done} steps read, by train.stages and train.batch_warmup,"] = read, would_read
         if changed:
+            hint = " (train.stages can read more shards from a later step on)" if "data.shards" in changed else ""
             lines = [f"  {key} was {old} and is now {new}" for key, (old, new) in changed.items()]
             raise UserError(
                 f"{self.root} holds checkpoints of a run with other settings:\n" + "\n".join(lines) + "\n"
-                "Set them back to go on with it, or choose another train.output_dir."
+                f"Set them back to go on with it{hint}, or choose another train.output_dir."
             )
 
     def _begun_with(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from lm.data.prepare import Validation
+from lm.data.validation import Validation
 from lm.train.evaluate import Evaluated, evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.folder import RunFolder

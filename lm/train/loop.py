@@ -114,7 +114,9 @@ class Training:
         with progress.phase("building the model"):
             built = run.trainee.build()
             self.engine = self._engine(built)
-        self.counters = Counters(data=prepared.fingerprint, data_parts=prepared.parts, frozen=built.fingerprint)
+        self.counters = Counters(
+            data=prepared.fingerprint, data_parts={**prepared.parts, **self.rows.parts}, frozen=built.fingerprint
+        )
         self.step_flops = StepFlops(self.engine.model, self.plan, built.mixers)
         self.observation = Observation(
             run.observe, run.train, self.engine.model, len(self.plan.layers), world, folder.root

@@ -15,7 +15,8 @@ def require_fit(found: Counters, now: Counters, run: Run, checkpoint: Path) -> N
     found: what the checkpoint says; now: of the run that is to go on from it.
     """
     root = run.train.output_dir
-    if found.data != now.data:
+    common = found.data_parts.keys() & now.data_parts.keys()
+    if found.data != now.data or any(found.data_parts[name] != now.data_parts[name] for name in common):
         raise UserError(
             f"{changed_data(found, now)} is not what the run in {root} was trained on. Bring it back to go on with "
             "the run, or choose another train.output_dir."

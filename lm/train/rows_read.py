@@ -44,12 +44,16 @@ class Reading:
 
 
 class RunRows:
-    """The rows of a run by their numbers: those of a stage's order count from a multiple of STRIDE on."""
+    """The rows of a run by their numbers: those of a stage's order count from a multiple of STRIDE on.
+
+    parts: fingerprints of what is read beyond `Prepared.parts`, by name.
+    """
 
     def __init__(self, prepared: Prepared, timeline: Timeline) -> None:
         """Raises UserError where a stage cannot have its rows."""
         sources = {span.source for span in timeline.spans}
-        self._batches = {s.index: prepared.stage(s.index, s.sequence_length, s.weights) for s in sources}
+        self._batches = {s.index: prepared.stage(s.index, s.sequence_length, s.weights, s.shards) for s in sources}
+        self.parts = {name: part for s in sources for name, part in prepared.parts_of(s.shards).items()}
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Rows of one stage's order."""

@@ -35,6 +35,9 @@ class Sections(Options):
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
         check_run(self.train, self.optimizer, self.data.sequence_length, len(self.data.sources))
+        for index, stage in enumerate(self.train.stages):
+            if stage.shards is not None and self.data.generated:
+                raise ValueError(f"train.stages.{index}.shards: generated sources have none: remove it")
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,11 @@ class StageOptions(Options):
     weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = Field(
         default=None,
         description="Shares of the entries of data.sources, in their order; 0 leaves one out. Null: their own weights.",
+    )
+    shards: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        default=None,
+        description="Read the first so many shards of each source, or all: so a run that began on the first goes on "
+        "into those that were made meanwhile. Null: data.shards, which also decides the held-out text.",
     )
 
     @model_validator(mode="after")

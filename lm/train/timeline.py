@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from lm.data.mix import ShardCount
 from lm.train.optimizer_options import OptimizerOptions, schedule_steps
 from lm.train.options import TrainOptions
 from lm.train.schedule import learning_rate
@@ -24,10 +25,12 @@ class RowSource:
     index: int
     sequence_length: int
     weights: tuple[float, ...] | None
+    shards: ShardCount = None
 
     def __str__(self) -> str:
         mix = "" if self.weights is None else f", mixed {':'.join(f'{weight:g}' for weight in self.weights)}"
-        return f"{self.sequence_length} tokens (stage {self.index}{mix})"
+        shards = "" if self.shards is None else f", {self.shards} shards"
+        return f"{self.sequence_length} tokens (stage {self.index}{mix}{shards})"
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,15 @@ class Timeline:
                 parts.append((span.source, span.rows, steps))
         return [f"{steps} x {rows} rows of {source}" for source, rows, steps in parts]
 
+    def rows_before(self, step: int) -> dict[RowSource, int]:
+        """How many rows of each order the steps before `step` read."""
+        read: dict[RowSource, int] = {}
+        for span in self.spans:
+            steps = min(step, span.end_step) - span.first_step
+            if steps > 0:
+                read[span.source] = span.first_row + steps * span.rows
+        return read
+
     def _lr(self, index: int, step: int) -> float:
         stage = self._stages[index]
         peak = stage.lr or self._optimizer.lr
@@ -150,12 +162,12 @@ def _spans(
             stage=index,
             first_step=begins[index],
             end_step=begins[index + 1],
-            source=RowSource(index, length, stage.weights),
+            source=RowSource(index, length, stage.weights, stage.shards),
             first_row=0,
             rows=tokens // length,
             micro_batch_size=stage.micro_batch_size or max(1, own),
         )
-        if before is not None and (before.source.sequence_length, before.source.weights) == (length, stage.weights):
+        if before is not None and replace(before.source, index=index) == span.source:
             span = replace(span, source=before.source, first_row=before.end_row)  # the same rows go on
         for part in _warmed_up(span, train) if index == 0 else [span]:
             yield part

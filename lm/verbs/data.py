@@ -13,7 +13,10 @@ from lm.verbs.verb import Verb
 
 if TYPE_CHECKING:
     from lm.data.prepare import Prepared
+    from lm.data.show import Read
     from lm.run_file import AnyRun
+    from lm.train.progress import Progress
+    from lm.train.timeline import Timeline
 
 
 def _prepare(chosen: argparse.Namespace) -> None:
@@ -25,7 +28,7 @@ def _prepare(chosen: argparse.Namespace) -> None:
     if chosen.node is not None:
         with screen.phase("preparing") as phase:
             shards = prepare_node(
-                run.data,
+                run.data.model_copy(update={"shards": _most_shards(run)}),
                 chosen.node,
                 lambda stage, done, total: phase.update(done, total=total or None, note=stage),
                 chosen.processes,
@@ -33,33 +36,48 @@ def _prepare(chosen: argparse.Namespace) -> None:
         for name, there, total in shards:
             print(f"{name}: {there} of {total} shards are there")
         return
-    prepared = _prepared(run, screen, chosen.processes)
-    train, held_out, fitted = prepared.statistics, prepared.validation_statistics, prepared.fitted
+    prepared, read = _prepared(run, screen, chosen.processes)
+    train, held_out = prepared.statistics, prepared.validation_statistics
     if train is None:
         print("nothing to prepare: rows are made as they are read")
         return
     from lm.data.show import summary
 
     print(f"{train.tokens:,} tokens to train on, {train.targets:,} of them to learn, {held_out.tokens:,} held out")
-    if fitted.cut or fitted.dropped:
-        print(f"samples longer than a row: {fitted.cut:,} prompts cut, {fitted.dropped:,} samples dropped")
-    print("\n".join(summary(prepared, run.data, _rows(run))))
+    if train.cut or train.dropped:
+        print(f"samples longer than a row: {train.cut:,} prompts cut, {train.dropped:,} samples dropped")
+    print("\n".join(summary(run.data, prepared.manifests, read)))
 
 
-def _prepared(run: AnyRun, screen: object, processes: int | None = None) -> Prepared:
+def _prepared(run: AnyRun, screen: Progress, processes: int | None = None) -> tuple[Prepared, list[Read]]:
+    """The data of a run, and what all its steps read of it."""
     from lm.data.prepare import prepare
-    from lm.train.progress import Progress
 
-    assert isinstance(screen, Progress)
     with screen.phase("preparing") as phase:
-        return prepare(
+        prepared = prepare(
             run.data, lambda stage, done, total: phase.update(done, total=total or None, note=stage), processes
         )
+        return prepared, _read(run.timeline, prepared, run.timeline.steps)
 
 
-def _rows(run: AnyRun) -> int:
-    """Rows that the run reads."""
-    return run.train.steps * run.train.global_batch_tokens // run.data.sequence_length
+def _read(timeline: Timeline, prepared: Prepared, steps: int) -> list[Read]:
+    """What the first steps read; where the sources end before, as much as they give."""
+    from lm.data.show import Read
+
+    found = []
+    for source, rows in timeline.rows_before(steps).items():
+        batches = prepared.stage(source.index, source.sequence_length, source.weights, source.shards)
+        end = batches.order.num_rows
+        found.append(Read(batches, rows if end is None else min(rows, end)))
+    return found
+
+
+def _most_shards(run: AnyRun) -> int | None:
+    """How many of the first shards of each source some step reads; None for all."""
+    from lm.data.mix import shards_read
+
+    counts = [run.data.shards, *(shards_read(run.data.shards, span.source.shards) for span in run.timeline.spans)]
+    return None if None in counts else max(count for count in counts if count is not None)
 
 
 def _data(chosen: argparse.Namespace) -> None:
@@ -67,21 +85,28 @@ def _data(chosen: argparse.Namespace) -> None:
     from lm.data.show import fill_rate, shown_rows, summary
     from lm.train.progress import Progress
 
-    prepared = _prepared(run, Progress())
-    size = run.train.global_batch_tokens // run.data.sequence_length
-    end = prepared.train.order.num_rows
-    if end is not None and (chosen.batch + 1) * size > end:
-        raise UserError(f"--batch {chosen.batch}: the sources end after {end // size} batches, as max_epochs says")
-    rows = range(chosen.batch * size, chosen.batch * size + min(size, chosen.rows))
-    total = _rows(run) if end is None else min(_rows(run), end)
-    print("\n".join(summary(prepared, run.data, total)))
-    print(f"rows are {fill_rate(prepared, run.data, total):.1%} full")
-    print(f"batch {chosen.batch}: rows {size * chosen.batch} to {size * (chosen.batch + 1) - 1}, {len(rows)} shown")
-    print("\n".join(shown_rows(prepared, run.data, rows, chosen.characters)))
+    timeline = run.timeline
+    if chosen.batch >= timeline.steps:
+        raise UserError(f"--batch {chosen.batch}: the last of the run's {timeline.steps} is {timeline.steps - 1}")
+    prepared, read = _prepared(run, Progress())
+    step = timeline[chosen.batch]
+    source, end = step.source, step.first_row + step.rows
+    batches = prepared.stage(source.index, source.sequence_length, source.weights, source.shards)
+    if batches.order.num_rows is not None and end > batches.order.num_rows:
+        raise UserError(
+            f"--batch {chosen.batch}: the sources end after {batches.order.num_rows:,} rows of {source}, as their "
+            "max_epochs say"
+        )
+    print("\n".join(summary(run.data, prepared.manifests, read)))
+    print(f"rows are {fill_rate(read):.1%} full")
+    shown = range(step.first_row, min(end, step.first_row + chosen.rows))
+    print(f"batch {chosen.batch}: rows {step.first_row} to {end - 1} of {source}, {len(shown)} shown")
+    print("\n".join(shown_rows(batches, prepared.tokenizer, run.data, shown, chosen.characters)))
     if chosen.pictures is not None:
-        from lm.verbs.data_pictures import write_pictures
+        from lm.verbs.data_pictures import points, write_pictures
 
-        for path in write_pictures(prepared, run.data, total, size, chosen.pictures):
+        ways = {step: _read(timeline, prepared, step) for step in points(timeline.steps)}
+        for path in write_pictures(run.data, prepared.manifests, ways, chosen.pictures):
             print(path)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lm.data.manifest import Manifest
 from lm.data.options import DataOptions
-from lm.data.prepare import Prepared
-from lm.data.show import source_name
+from lm.data.show import Read, epochs_read, source_name, tokens_read
 from lm.train.report.charts import COLOURS, Bar, Series, bar_chart, line_chart
 from lm.train.report.scale import Axis
 from lm.train.report.svg import svg_file
@@ -16,31 +15,42 @@ from lm.train.report.svg import svg_file
 _POINTS = 100
 
 
+def points(steps: int) -> list[int]:
+    """The steps of a run that stand in a picture, the last one last."""
+    return sorted({-(-steps * number // _POINTS) for number in range(1, _POINTS + 1)})
+
+
 def write_pictures(
-    prepared: Prepared, options: DataOptions, rows: int, rows_per_step: int, folder: Path
+    options: DataOptions, manifests: Sequence[Manifest], ways: Mapping[int, Sequence[Read]], folder: Path
 ) -> Iterator[Path]:
-    """Writes SVG files into `folder` and gives their paths. rows: that the run reads."""
+    """Writes SVG files into `folder` and gives their paths.
+
+    ways: what is read before each of some steps, in their order; the last one is the whole run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = [source_name(options, index) for index in range(len(options.sources))]
-    counts = prepared.train.order.counts(rows)
+    tokens = tokens_read(ways[max(ways)])
+    epochs = {step: epochs_read(read) for step, read in ways.items()}
     figures = {
-        "mix": bar_chart("Share of the run's rows, in percent", _bars(names, [100 * n / rows for n in counts])),
+        "mix": bar_chart(
+            "Share of the tokens that are read, in percent", _bars(names, [100 * n / sum(tokens) for n in tokens])
+        ),
         "epochs": line_chart(
             "Epochs of each source",
             [
-                Series(name, _epochs(prepared, rows, index, rows_per_step), colour=index % COLOURS)
+                Series(name, [(0, 0), *((step, done[index]) for step, done in epochs.items())], colour=index % COLOURS)
                 for index, name in enumerate(names)
             ],
             Axis("step"),
             Axis("epochs"),
         ),
     }
-    if prepared.manifests:
+    if manifests:
         figures["lengths"] = line_chart(
             "Documents by length",
             [
                 Series(name, _lengths(made), "dots", index % COLOURS)
-                for index, (name, made) in enumerate(zip(names, prepared.manifests, strict=True))
+                for index, (name, made) in enumerate(zip(names, manifests, strict=True))
             ],
             Axis("tokens, from", log=2),
             Axis("documents"),
@@ -57,9 +67,3 @@ def _bars(names: list[str], values: list[float]) -> list[Bar]:
 
 def _lengths(made: Manifest) -> list[tuple[float, float | None]]:
     return [(2.0**power, float(count)) for power, count in enumerate(made.lengths)]
-
-
-def _epochs(prepared: Prepared, rows: int, source: int, rows_per_step: int) -> list[tuple[float, float | None]]:
-    order = prepared.train.order
-    places = [rows * number // _POINTS for number in range(_POINTS + 1)]
-    return [(row / rows_per_step, order.counts(row)[source] / order.rows[source]) for row in places]

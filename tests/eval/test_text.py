@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from eval.text import Text, joined, read_text
-from lm.data.options import SentencePieceOptions
 from lm.data.sentencepiece_training import train_sentencepiece
+from lm.data.tokenizer_options import SentencePieceOptions
 from lm.data.tokenizers import BytesTokenizer, Tokenizer
 from lm.errors import UserError
 from lm.hf.tokenizer import fast_tokenizer

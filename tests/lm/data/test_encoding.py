@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lm.data.encoding import SampleEncoder, fair_share, shortened
-from lm.data.options import ChatOptions, PairsOptions, SentencePieceOptions
+from lm.data.options import ChatOptions, PairsOptions
 from lm.data.samples import Role, Sample, Turn
 from lm.data.sentencepiece_training import train_sentencepiece
 from lm.data.store import TargetedDocument
 from lm.data.templates import template_of
+from lm.data.tokenizer_options import SentencePieceOptions
 from lm.data.tokenizers import BytesTokenizer, HuggingFaceTokenizer, Tokenizer
 from lm.errors import UserError
 

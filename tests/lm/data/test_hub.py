@@ -1,5 +1,6 @@
 """Datasets of the Hub: from folders laid out as one, and what is said and done where the Hub cannot be reached."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from lm.data import hub
 from lm.data.options import DataOptions
 from lm.data.prepare import Prepared, prepare
+from lm.data.workers import Progress
 from lm.errors import UserError
 
 CARD = """---
@@ -42,7 +44,19 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def prepared_from(path: Path | str, cache: Path, hub: dict[str, Any], **source: Any) -> Prepared:
+def aged(cache: Path) -> Progress:
+    """Lets what the Hub said age while text is tokenized."""
+
+    def heard(stage: str, done: int, total: int) -> None:
+        for record in cache.glob("hub-*.json"):
+            os.utime(record, (0, 0))
+
+    return heard
+
+
+def prepared_from(
+    path: Path | str, cache: Path, hub: dict[str, Any], progress: Progress | None = None, **source: Any
+) -> Prepared:
     values = {
         "tokenizer": {"kind": "bytes"},
         "sources": [{"path": str(path), "hub": hub, **source}],
@@ -51,7 +65,7 @@ def prepared_from(path: Path | str, cache: Path, hub: dict[str, Any], **source: 
         "validation": {"fraction": 0},
         "cache_dir": cache,
     }
-    return prepare(DataOptions.model_validate(values), processes=1)
+    return prepare(DataOptions.model_validate(values), progress, processes=1)
 
 
 def texts(prepared: Prepared) -> list[str]:
@@ -116,8 +130,11 @@ def test_tokens_that_are_there_need_no_hub(repository: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(hub, "_ask_for_commit", answered)
     monkeypatch.setattr(datasets, "load_dataset", from_disk)
-    first = prepared_from("someone/corpus", tmp_path / "cache", {"revision": "v1"})
+    took_hours = aged(tmp_path / "cache")
+    first = prepared_from("someone/corpus", tmp_path / "cache", {"revision": "v1"}, took_hours)
     assert asked == [("someone/corpus", "v1")]
+    prepared_from("someone/corpus", tmp_path / "cache", {"revision": "v1"})
+    assert len(asked) == 1, "whoever comes when it is tokenized reads the same commit"
 
     def unreachable(path: str, revision: str | None) -> str:
         raise httpx.ConnectError("no network")

@@ -3,8 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from lm.data.options import DataOptions, HuggingFaceOptions
+from lm.data.options import DataOptions
+from lm.data.tokenizer_options import HuggingFaceOptions
 
+GENERATED = {"tokenizer": {"kind": "numbers", "size": 8}, "sources": [{"kind": "parity"}]}
 VALID = {"tokenizer": {"kind": "bytes"}, "sources": [{"path": "a.txt"}], "sequence_length": 8}
 
 
@@ -26,6 +28,10 @@ def test_kind_decides_the_tokenizer_options() -> None:
         ({"sources": [{"path": "a.txt", "weight": float("inf")}]}, "weight"),
         ({"sequence_length": 0}, "sequence_length"),
         ({"validation": {"fraction": 1}}, "fraction"),
+        ({"shards": 0}, "shards"),
+        ({**GENERATED, "shards": 2}, "shards: generated sources have none"),
+        ({"tokenizer": {"kind": "sentencepiece", "vocab_size": 300, "bos_token": "<|a|>"}}, "bos_token, eos_token: a"),
+        ({"tokenizer": {"kind": "bytes", "bos_token": "<s>"}}, "bos_token"),
     ],
 )
 def test_a_meaningless_value_is_refused_by_name(change: dict[str, object], named: str) -> None:

@@ -273,3 +273,27 @@ def missing_source(corpus: Path) -> DataOptions:
 def test_what_cannot_work_is_refused_by_key(corpus: Path, broken: Callable[[Path], DataOptions], message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepare(broken(corpus))
+
+
+@pytest.mark.parametrize("tokenizer", [{"kind": "bytes"}, {"kind": "sentencepiece", "vocab_size": 300}])
+def test_a_text_may_be_left_without_an_end(corpus: Path, tokenizer: dict[str, object]) -> None:
+    def summary_of(prepared: Prepared) -> dict[str, Any]:
+        folder = prepared.train.sources[0].store.folder
+        return json.loads((folder.parents[1] / "assembled" / "summary.json").read_text())
+
+    ended = prepare(options_for(corpus, tokenizer=tokenizer))
+    stages: list[str] = []
+    options = options_for(corpus, tokenizer={**tokenizer, "add_eos_token": False})
+    open_ended = prepare(options, lambda stage, done, total: stages.append(stage))
+    assert not [stage for stage in stages if "tokenizer" in stage], "the tokenizer itself is the same"
+    assert open_ended.fingerprint != ended.fingerprint
+    assert open_ended.parts["data.tokenizer"] != ended.parts["data.tokenizer"]
+    assert training_text(open_ended) == training_text(ended)
+    tokens, documents = open_ended.statistics.tokens, ended.statistics.documents
+    assert tokens == open_ended.statistics.targets + documents == ended.statistics.tokens - documents
+    assert open_ended.manifests[0].bytes_per_token == ended.manifests[0].bytes_per_token
+    eos, bos = ended.tokenizer.eos_id, ended.tokenizer.bos_id
+    assert eos not in open_ended.train.sources[0].store.tokens
+    recorded = [summary_of(prepared)["tokenizer"] for prepared in (ended, open_ended)]
+    assert [policy["document_begins_with"] for policy in recorded] == [bos, bos]
+    assert [policy["document_ends_with"] for policy in recorded] == [eos, None]

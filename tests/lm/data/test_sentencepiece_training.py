@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.options import SentencePieceOptions
 from lm.data.readers import Document
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
+from lm.data.tokenizer_options import SentencePieceOptions
 from lm.errors import UserError
 
 CODE = Path(textwrap.__file__).read_text()
@@ -24,16 +24,19 @@ def documents(texts: list[str]) -> list[Document]:
 @given(texts=st.lists(st.text(min_size=1, max_size=5000), max_size=6), limit=st.integers(1, 8000), seed=st.integers())
 @settings(deadline=None, max_examples=50)
 def test_a_sample_fits_and_does_not_depend_on_order(texts: list[str], limit: int, seed: int) -> None:
-    sample = sample_passages(documents(texts), limit)
+    drawn = sample_passages(documents(texts), limit)
     shuffled = random.Random(seed).sample(texts, len(texts))
-    assert sample == sample_passages(documents(shuffled), limit)
+    assert drawn == sample_passages(documents(shuffled), limit)
+    one, other = (sample_passages(documents(part), limit) for part in (shuffled[::2], shuffled[1::2]))
+    assert drawn == one.joined(other, limit) == other.joined(one, limit)
+    sample = drawn.passages
     assert len(sample) <= 1 or sum(len(passage.encode()) for passage in sample) <= limit
     assert bool(sample) == bool(texts)
 
 
 def test_a_sample_is_drawn_evenly() -> None:
     texts = [letter * 500 + str(number) for letter in "abcd" for number in range(400)]
-    sample = sample_passages(documents(texts), 400 * 500)
+    sample = sample_passages(documents(texts), 400 * 500).passages
     assert sum(map(len, sample)) > 399 * 500
     for letter in "abcd":
         assert 60 < sum(passage.startswith(letter) for passage in sample) < 140
@@ -41,7 +44,7 @@ def test_a_sample_is_drawn_evenly() -> None:
 
 def test_a_sample_with_room_for_all_takes_all() -> None:
     long = "x" * 5000
-    assert sorted("".join(sample_passages(documents([long, "y"]), 10_000))) == sorted(long + "y")
+    assert sorted("".join(sample_passages(documents([long, "y"]), 10_000).passages)) == sorted(long + "y")
 
 
 def test_training_repeats_itself() -> None:

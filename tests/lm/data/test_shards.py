@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lm.data import duplicates
 from lm.data.batches import Batches
 from lm.data.options import DataOptions
 from lm.data.order import ShuffledOrder
@@ -17,6 +18,7 @@ from lm.data.prepare import prepare, prepare_node
 from lm.data.rows import JoinedRows, StreamRows
 from lm.data.sources import find_source
 from lm.data.store import TokenStore
+from lm.errors import UserError
 
 fork = multiprocessing.get_context("fork")
 SHARD_BYTES = 30_000
@@ -153,6 +155,35 @@ def test_exact_duplicates_are_dropped_wherever_they_stand(corpus: Path) -> None:
     tokens = [[token for part in rows.parts for token in part.store.tokens.tolist()] for rows in (first, other)]
     assert tokens[0] == tokens[1]
     prepare(options_for(corpus, sources=[source]), never)
+
+
+@pytest.mark.parametrize("at_once", [20_000_000, 100])
+def test_what_an_earlier_source_holds_is_dropped_where_that_is_asked_for(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(duplicates, "_AT_ONCE", at_once)
+    lines = corpus.read_text().splitlines(keepends=True)
+    other = corpus.parent / "other.jsonl"
+    fresh = [json.dumps({"text": f"fresh {number}"}) + "\n" for number in range(300)]
+    other.write_text("".join([*lines[100:400], *fresh, *fresh[:50]]))
+    first, second = {"path": str(corpus)}, {"path": str(other), "drop_duplicates": "across"}
+    options = options_for(corpus, sources=[first, second], validation={"fraction": 0})
+    prepared = prepare(options, processes=1)
+    assert [made.duplicates for made in prepared.manifests] == [0, 350]
+    assert [made.documents for made in prepared.manifests] == [1000, 300]
+    parts = prepared.train.sources[1]
+    stores = [part.store for part in getattr(parts, "parts", [parts])]
+    kept = [prepared.tokenizer.decode(document.tokens) for store in stores for document in store.documents()]
+    assert kept == [f"fresh {number}" for number in range(300)]
+    prepare(options, never)
+    within = prepare(options_for(corpus, sources=[first, {**second, "drop_duplicates": True}]), processes=1)
+    assert within.manifests[1].duplicates == 50
+    assert len(list((corpus.parent / "cache").glob("hashes-*"))) == 2, "a text is hashed once"
+    same = options_for(corpus, sources=[first, {**first, "drop_duplicates": "across", "longest": 0.2}])
+    assert prepare(same, processes=1).manifests[1].duplicates == 0, "a text that is named twice is one text"
+    nothing = options_for(corpus, sources=[first, {**first, "template": "{text}", "drop_duplicates": "across"}])
+    with pytest.raises(UserError, match=r"^data\.sources\.1\.drop_duplicates: sources before it hold every text"):
+        prepare(nothing, processes=1)
 
 
 def test_a_billion_documents_cost_no_memory_and_no_time(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A store gives back what was written, from any number of additions."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,10 @@ from lm.data.tokenizers import BytesTokenizer
 texts = st.lists(st.text(min_size=1, max_size=20), max_size=10)
 
 
-@given(additions=st.lists(texts, max_size=4), keep_text=st.booleans())
+@given(additions=st.lists(texts, max_size=4), keep_text=st.booleans(), ends=st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_documents_come_back(tmp_path_factory, additions: list[list[str]], keep_text: bool) -> None:
-    tokenizer = BytesTokenizer()
+def test_documents_come_back(tmp_path_factory, additions: list[list[str]], keep_text: bool, ends: bool) -> None:
+    tokenizer = BytesTokenizer(ends)
     folder: Path = tmp_path_factory.mktemp("stores") / "store"
     with StoreWriter(folder, tokenizer, keep_text) as writer:
         for addition in additions:
@@ -26,14 +28,13 @@ def test_documents_come_back(tmp_path_factory, additions: list[list[str]], keep_
     assert store.num_documents == len(written)
     assert store.tokens.dtype == np.uint32
     for number, text in enumerate(written):
-        first, *ids, last = store.tokens[store.offsets[number] : store.offsets[number + 1]].tolist()
-        assert (first, last) == (tokenizer.bos_id, tokenizer.eos_id)
-        assert tokenizer.decode(ids) == text
+        ids = store.tokens[store.offsets[number] : store.offsets[number + 1]].tolist()
+        assert ids == [tokenizer.bos_id, *tokenizer.encode(text), *([tokenizer.eos_id] if ends else [])]
     assert store.document_bytes.tolist() == [len(text.encode()) for text in written]
     assert store.num_bytes == len("".join(written).encode())
     assert store.text.tobytes() == ("".join(written).encode() if keep_text else b"")
     assert store.counts.sum() == store.num_targets == store.num_tokens - store.num_documents
-    assert store.counts[tokenizer.eos_id] == store.num_documents
+    assert store.counts[tokenizer.eos_id] == ends * store.num_documents
     assert store.counts[tokenizer.bos_id] == len(store.targets) == 0
 
 
@@ -60,3 +61,14 @@ def test_targeted_documents_come_back(tmp_path_factory, additions: list[list[lis
     assert store.counts.tolist() == np.bincount(store.tokens[store.targets], minlength=258).tolist()
     assert store.num_bytes == 2 * len(written)
     assert store.text.tobytes() == (b"xy" * len(written) if keep_text else b"")
+
+
+def test_an_open_store_holds_no_file_open(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "store", BytesTokenizer(), keep_text=True) as writer:
+        writer.add([Document("some text", b"some text")])
+    before = len(os.listdir("/proc/self/fd"))
+    stores = [TokenStore(tmp_path / "store") for _ in range(20)]
+    assert {store.num_targets + len(store.text) + len(store.origin(0)) for store in stores} == {21}
+    assert len(os.listdir("/proc/self/fd")) == before
+    shutil.rmtree(tmp_path / "store")
+    assert stores[0].tokens[1:-1].tolist() == list(b"some text")

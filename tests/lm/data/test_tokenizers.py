@@ -13,8 +13,14 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.options import BytesOptions, HuggingFaceOptions, NumbersOptions, SentencePieceOptions
 from lm.data.sentencepiece_training import train_sentencepiece
+from lm.data.tokenizer_options import (
+    BytesOptions,
+    EndsOptions,
+    HuggingFaceOptions,
+    NumbersOptions,
+    SentencePieceOptions,
+)
 from lm.data.tokenizers import (
     BytesTokenizer,
     HuggingFaceTokenizer,
@@ -221,3 +227,32 @@ def test_a_tokenizer_encodes_in_another_process_as_in_this_one(chatml_folder: Pa
     text = "a <|im_end|> that is <s>text</s> \u2581 "
     for tokenizer in (HuggingFaceTokenizer(chatml_folder), trained(), BytesTokenizer()):
         assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == tokenizer.encode(text)
+
+
+def test_the_options_name_what_stands_around_a_text(chatml_folder: Path, tmp_path: Path) -> None:
+    own = HuggingFaceTokenizer(chatml_folder)
+    ends = EndsOptions(bos_token="<|endoftext|>", add_eos_token=False)
+    chosen = HuggingFaceTokenizer(chatml_folder, ends)
+    name = json.loads((chatml_folder / "tokenizer.json").read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in name}
+    assert own.bos_id == own.eos_id == chosen.eos_id == ids["<|im_end|>"]
+    assert chosen.bos_id == ids["<|endoftext|>"]
+    assert (own.ends_texts, chosen.ends_texts) == (True, False)
+    explicit = HuggingFaceTokenizer(chatml_folder, EndsOptions(bos_token="<|im_end|>", eos_token="<|im_end|>"))
+    assert explicit.fingerprint == own.fingerprint != chosen.fingerprint
+    chosen.save(tmp_path)
+    for again in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(chosen))):
+        assert (again.bos_id, again.eos_id, again.ends_texts) == (chosen.bos_id, chosen.eos_id, False)
+        assert again.fingerprint == chosen.fingerprint
+    model = SentencePieceTokenizer(trained().model, "a model", EndsOptions(bos_token="</s>"))
+    assert model.bos_id == model.eos_id == trained().eos_id != trained().bos_id
+
+
+@pytest.mark.parametrize("token", ["def", "<|nothing|>"])
+def test_what_text_may_spell_is_no_boundary(chatml_folder: Path, token: str) -> None:
+    for key in ("bos_token", "eos_token"):
+        ends = EndsOptions.model_validate({key: token})
+        with pytest.raises(UserError, match=rf"^data\.tokenizer\.{key}: '.*' is no control token"):
+            HuggingFaceTokenizer(chatml_folder, ends)
+        with pytest.raises(UserError, match=rf"^data\.tokenizer\.{key}: '.*' is no control token"):
+            SentencePieceTokenizer(trained().model, "a model", ends)

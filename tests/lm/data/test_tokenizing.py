@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lm.data.options import DataOptions
-from lm.data.prepare import Fitted, Prepared, prepare
+from lm.data.prepare import Prepared, prepare
 from lm.data.rows import IGNORED
 from lm.errors import UserError
 
@@ -103,7 +103,8 @@ def test_what_does_not_fit_is_counted_from_the_cache_too(corpus: Path) -> None:
     corpus.write_text(json.dumps(records))
     options = options_for(corpus, validation={"fraction": 0})
     prepared, again = prepare(options), prepare(options, never)
-    assert prepared.fitted == again.fitted == Fitted(cut=1, dropped=1)
+    assert prepared.statistics == again.statistics
+    assert (prepared.statistics.cut, prepared.statistics.dropped) == (1, 1)
     assert sorted(learned(prepared)) == sorted(answer(number) for number in range(50) if number != 4)
     with pytest.raises(UserError, match=r"record 5 \(character \d+\): the answers alone take 315 tokens, more "):
         prepare(options_for(corpus, {"too_long": "refuse"}, validation={"fraction": 0}))

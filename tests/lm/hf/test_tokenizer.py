@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lm.data.options import SentencePieceOptions
 from lm.data.sentencepiece_training import train_sentencepiece
+from lm.data.tokenizer_options import SentencePieceOptions
 from lm.data.tokenizers import (
     BytesTokenizer,
     HuggingFaceTokenizer,

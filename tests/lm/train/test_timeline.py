@@ -214,3 +214,23 @@ def test_positions_must_reach_as_far_as_the_longest_stage(make_run: MakeRun) -> 
     assert make_run(f"train.stages={stages}").model.max_position_embeddings == 64
     with pytest.raises(UserError, match=r"is 32, less than train.stages.1.sequence_length 64"):
         make_run(f"train.stages={stages}", "model.max_position_embeddings=32")
+
+
+def test_a_run_goes_on_into_shards_that_were_made_meanwhile(run_path: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(run_path.parent / "corpus", corpus)
+    own = [f"data.sources.0.path={corpus}", "data.shard_bytes=600", "train.steps=12"]
+    growing = 'train.stages=[{"steps": 8}, {"shards": "all"}]'
+    train(make_run(*own, "data.shards=2", growing, f"train.output_dir={tmp_path / 'at once'}"))
+    at_once = records(tmp_path / "at once")
+    train(make_run(*own, "data.shards=2", f"train.output_dir={tmp_path / 'narrow'}"))
+    assert records(tmp_path / "narrow")[:8] == at_once[:8]
+    assert records(tmp_path / "narrow")[8:] != at_once[8:]
+    copy = begun_copy(tmp_path / "narrow", tmp_path / "out", 8)
+    with pytest.raises(UserError, match=r"data\.shards was 2 and is now 3\n.*train\.stages can read more shards"):
+        train(make_run(*own, "data.shards=3"))
+    train(make_run(*own, "data.shards=2", growing))
+    assert records(copy) == at_once
+    (corpus / "9.txt").write_text("another text where only the later steps have read")
+    with pytest.raises(UserError, match=r"data\.sources\.0 \(all shards\): the text is not what the run"):
+        train(make_run(*own, "data.shards=2", growing, "train.steps=13"))

@@ -34,7 +34,7 @@ def test_a_batch_is_shown_as_text_with_its_documents(
     pictures = tmp_path / "pictures"
     assert main(["data", str(config), "--batch", "2", "--rows", "8", "--pictures", str(pictures)]) == 0
     said = capsys.readouterr().out
-    assert "one: 75.0% of the rows" in said.replace(f"{tmp_path}/", "")
+    assert "one: 75.0% of what is read" in said.replace(f"{tmp_path}/", "")
     assert all(f"row {row}: " in said for row in range(8, 12))
     assert "row 12: " not in said
     assert f"{tmp_path}/one/" in said
@@ -63,3 +63,14 @@ def test_a_batch_behind_the_end_of_the_sources_is_refused(config: Path, capsys: 
     capped = ["data.sources.0.max_epochs=0.1", "data.sources.1.max_epochs=0.1"]
     assert main(["data", str(config), "--batch", "40", *capped]) == 2
     assert "--batch 40: the sources end after" in capsys.readouterr().err
+
+
+def test_a_batch_is_that_of_its_stage(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = 'train.stages=[{"steps": 10}, {"steps": 40, "sequence_length": 128, "weights": [0, 1]}]'
+    assert main(["data", str(config), "--batch", "12", stages]) == 0
+    said = capsys.readouterr().out
+    assert "batch 12: rows 4 to 5 of 128 tokens (stage 1, mixed 0:1), 2 shown" in said
+    assert said.count("/two, epoch") == 2
+    assert "one: 15.0% of what is read" in said.replace(f"{config.parent}/", "")
+    assert main(["data", str(config), "--batch", "50", stages]) == 2
+    assert "--batch 50: the last of the run's 50 is 49" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lm.data.readers import Document
-from lm.data.statistics import Statistics, unigram_bits_per_byte
 from lm.data.store import StoreWriter, TokenStore
 from lm.data.tokenizers import BytesTokenizer
+from lm.data.validation import unigram_bits_per_byte
 
 
 def store_of(folder: Path, texts: list[str]) -> TokenStore:
@@ -30,11 +30,3 @@ def test_unigram_bits_are_the_cross_entropy_of_add_one_frequencies(tmp_path: Pat
         "eos": -math.log2(4 / total),
     }
     assert unigram_bits_per_byte([store.counts for store in train], held_out) == pytest.approx(sum(price.values()) / 3)
-
-
-def test_counts_add_up_over_stores(tmp_path: Path) -> None:
-    stores = [store_of(tmp_path / "a", ["aab", "ab"]), store_of(tmp_path / "b", ["\u00e4"])]
-    statistics = Statistics.of(stores)
-    assert (statistics.documents, statistics.tokens, statistics.targets, statistics.bytes) == (3, 13, 10, 7)
-    assert statistics.bytes_per_token == 1
-    assert Statistics.of([]).bytes_per_token == 0

@@ -1,0 +1,85 @@
+"""The text that is held out of training, of all sources together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm.data.batches import Batches
+from lm.data.options import DataOptions
+from lm.data.order import SequentialOrder
+from lm.data.rows import rows_of
+from lm.data.sources import Source
+from lm.data.store import TokenStore
+from lm.data.tokenizing import Tokenized
+from lm.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """The held-out documents of all sources, every target once in `num_rows` rows.
+
+    Attributes:
+        batches: rows 0 .. num_rows-1, in stored order.
+        stores: the held-out text; none where rows are generated.
+        unigram_bits_per_byte: what the training text's token frequencies alone would need for the held-out text.
+    """
+
+    batches: Batches
+    num_rows: int
+    stores: tuple[TokenStore, ...] = ()
+    unigram_bits_per_byte: float | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the held-out text; total loss / ln 2 / num_bytes is bits per byte."""
+        return sum(store.num_bytes for store in self.stores)
+
+    def text(self) -> bytes:
+        """The UTF-8 that is to be predicted, concatenated: whole texts, and the answers of samples."""
+        return b"".join(store.text.tobytes() for store in self.stores)
+
+
+def validation_of(options: DataOptions, sources: Sequence[Source], found: Sequence[Tokenized]) -> Validation | None:
+    """What is held out of all sources; None where nothing is to be. Raises UserError where there is no such text."""
+    if options.validation.fraction == 0:
+        return None
+    stores = [made.held_out for made in found if made.held_out.num_documents]
+    if not stores:
+        if any(made.manifest.dropped for made in found):
+            raise UserError(
+                f"data.sequence_length: {options.sequence_length} is too short for the held-out samples, whose answers "
+                "are longer. Raise it, set data.validation.seed to hold out others, or data.validation.fraction=0."
+            )
+        if options.validation.max_bytes is None:
+            raise UserError(
+                "data.validation.fraction: the text is a single character, which cannot be divided; add text, or set "
+                "data.validation.fraction=0 to train without validation."
+            )
+        shortest = min(len(document.utf8) for source in sources for document in source.documents())
+        raise UserError(
+            f"data.validation.max_bytes: {options.validation.max_bytes} is less than every document takes; set "
+            f"{shortest} or more, leave it out, or set data.validation.fraction=0 to train without validation."
+        )
+    rows = [rows_of(store, options.sequence_length) for store in stores]
+    order = SequentialOrder([len(source) for source in rows])
+    return Validation(
+        batches=Batches(rows, order),
+        num_rows=len(order),
+        stores=tuple(stores),
+        unigram_bits_per_byte=unigram_bits_per_byte([made.train_counts for made in found], stores),
+    )
+
+
+def unigram_bits_per_byte(train: Sequence[np.ndarray], held_out: Sequence[TokenStore]) -> float:
+    """Bits per byte that the held-out targets cost under the frequencies of training's targets.
+
+    train: [V], how often each token is predicted, of one or more sources. This is what a model that ignores all context
+    reaches. Frequencies get one added to each count, so that a token never seen in training has a price.
+    """
+    seen = np.sum(train, axis=0) + 1
+    wanted = np.sum([store.counts for store in held_out], axis=0)
+    bits = -wanted @ np.log2(seen / seen.sum())
+    return float(bits / sum(store.num_bytes for store in held_out))
