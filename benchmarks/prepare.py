@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import ByteLevelBPETokenizer
+
 from lm.arguments import positive
 from lm.data.options import DataOptions, SourceOptions
 from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
@@ -93,17 +95,23 @@ def write_corpus(path: Path, copies: int) -> int:
 
 
 def write_tokenizers(corpus: Path, folder: Path, vocab_size: int) -> dict[str, Path]:
-    """The same pieces as a SentencePiece model and as a Hugging Face folder."""
+    """The same unigram pieces for SentencePiece and for Hugging Face, and a byte-level BPE in the way of GPT-2."""
     from lm.hf.tokenizer import save_fast_tokenizer
 
     documents = find_source(SourceOptions(path=str(corpus)), "").documents()
     options = SentencePieceOptions(vocab_size=vocab_size)
-    tokenizer = train_sentencepiece(options, sample_passages(documents, options.sample_bytes).passages)
-    folders = {kind: folder / kind for kind in ("sentencepiece", "huggingface")}
+    passages = sample_passages(documents, options.sample_bytes).passages
+    tokenizer = train_sentencepiece(options, passages)
+    folders = {name: folder / name for name in ("sentencepiece", "huggingface-unigram", "huggingface-bpe")}
     for kind in folders.values():
         kind.mkdir()
     tokenizer.save(folders["sentencepiece"])
-    save_fast_tokenizer(tokenizer, folders["huggingface"], 1024)
+    save_fast_tokenizer(tokenizer, folders["huggingface-unigram"], 1024)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(passages, vocab_size, show_progress=False, special_tokens=["<s>", "</s>"])
+    bpe.save(os.fspath(folders["huggingface-bpe"] / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folders["huggingface-bpe"] / "tokenizer_config.json").write_text(json.dumps(config))
     return folders
 
 
@@ -131,7 +139,7 @@ def environment() -> dict[str, str]:
 def options_for(corpus: Path, kind: str, tokenizer: Path, cache: Path, processes: int) -> DataOptions:
     path = tokenizer / "tokenizer.model" if kind == "sentencepiece" else tokenizer
     values: dict[str, Any] = {
-        "tokenizer": {"kind": kind, "path": path},
+        "tokenizer": {"kind": kind.partition("-")[0], "path": path},
         "sources": [{"path": str(corpus)}],
         "sequence_length": 1024,
         "validation": {"fraction": 0},

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ from lm.errors import UserError
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FRESH_SECONDS = 600
 _ROWS_AT_ONCE = 256
+_SAID = 400
+"""Characters of a library's message that are passed on."""
+_CONNECTION = {"TransportError", "ConnectionError", "ClientConnectionError"}
+"""Errors of httpx, requests and aiohttp, by name: which of them is used, and under which name it is installed, is the
+libraries' own affair."""
 _log = logging.getLogger(__name__)
 
 
@@ -167,7 +173,7 @@ class HubSource(Source):
 
     def _error(self, error: Exception) -> UserError:
         """What to say of a failure of the libraries below."""
-        name, said = self.options.path, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        name, said = self.options.path, " ".join(str(error).split())[:_SAID] or type(error).__name__
         if _unreachable(error):
             return UserError(
                 f"{self.key}.path: the Hugging Face Hub cannot be reached for '{name}' ({said}). What is tokenized "
@@ -190,13 +196,12 @@ def _ask_for_commit(path: str, revision: str | None) -> str:
 
 def _unreachable(error: BaseException) -> bool:
     """Whether an error, or what it came from, is one of a connection."""
-    import httpx
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    kinds = (ConnectionError, TimeoutError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+    kinds = (ConnectionError, TimeoutError, socket.gaierror, OfflineModeIsEnabled, LocalEntryNotFoundError)
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, kinds):
+        if isinstance(seen, kinds) or not _CONNECTION.isdisjoint(kind.__name__ for kind in type(seen).__mro__):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.readers import is_filter
 from lm.data.store import TokenStore
 from lm.data.tokenizers import Tokenizer
 
@@ -75,7 +76,7 @@ class Manifest:
     @property
     def unreadable(self) -> int:
         """What was left out for a fault of its own: neither empty nor filtered."""
-        return sum(count for kind, count in self.skipped.items() if kind != "empty" and not kind.startswith("filtered"))
+        return sum(count for kind, count in self.skipped.items() if kind != "empty" and not is_filter(kind))
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and the two rates that are computed from them."""

@@ -52,7 +52,13 @@ class Unreadable:
     kind: str = "unreadable"
 
     def __str__(self) -> str:
-        return f"'{self.path}' cannot be read at {self.where}: {self.reason}"
+        fate = "is left out" if is_filter(self.kind) else "cannot be read"
+        return f"'{self.path}' {fate} at {self.where}: {self.reason}"
+
+
+def is_filter(kind: str) -> bool:
+    """Whether what is left out as of this kind is left out by the user's wish."""
+    return kind.startswith("filtered")
 
 
 @dataclass(frozen=True)

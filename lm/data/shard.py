@@ -15,7 +15,7 @@ from lm.data.duplicates import duplicates_of
 from lm.data.encoding import SampleEncoder
 from lm.data.manifest import MAX_EXAMPLES, Manifest, counted
 from lm.data.options import ValidationOptions
-from lm.data.readers import Document, Unreadable
+from lm.data.readers import Document, Unreadable, is_filter
 from lm.data.samples import Sample
 from lm.data.sharding import shard_name
 from lm.data.sources import Source
@@ -101,7 +101,7 @@ def manifest_of(folder: Path, numbers: Sequence[int]) -> Manifest:
 
 
 def _in_words(skipped: Sequence[Unreadable]) -> Iterator[str]:
-    faults = [item for item in skipped if item.kind != "empty" and not item.kind.startswith("filtered")]
+    faults = [item for item in skipped if item.kind != "empty" and not is_filter(item.kind)]
     yield from map(str, faults[:MAX_EXAMPLES])
 
 

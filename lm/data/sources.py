@@ -17,7 +17,7 @@ from __future__ import annotations
 import glob
 import os
 import sysconfig
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 
 from lm.data.compression import kind_of
 from lm.data.options import FileSourceOptions, SourceOptions
-from lm.data.readers import RECORDS, TEXTS, Document, Part, Unreadable
+from lm.data.readers import RECORDS, TEXTS, Document, Part, Unreadable, is_filter
 from lm.data.samples import read_samples
 from lm.data.sharding import TextFile, shards_of
 from lm.data.texts import read_texts
@@ -87,12 +87,11 @@ class Source:
         Raises:
             UserError: what is not to be skipped, or a source that yields no document at all.
         """
-        first_skipped: Unreadable | None = None
+        skipped: dict[str, Unreadable] = {}  # the first of each kind
         found = False
 
         def skip(item: Unreadable) -> None:
-            nonlocal first_skipped
-            first_skipped = first_skipped or item
+            skipped.setdefault(item.kind, item)
             if on_skip is not None:
                 on_skip(item)
 
@@ -101,7 +100,7 @@ class Source:
                 found = True
                 yield document
         if not found:
-            raise self.nothing(str(first_skipped) if first_skipped else None)
+            raise self.nothing(skipped, *map(str, skipped.values()))
 
     def shard(self, number: int, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
         """The documents of one shard, as `documents` gives them; there may be none."""
@@ -117,13 +116,16 @@ class Source:
                 elif on_skip is not None:
                     on_skip(item)
 
-    def nothing(self, first_skipped: str | None) -> UserError:
-        """What to say where no document is found."""
-        reason = f"; {first_skipped}" if first_skipped else ": every file is empty"
+    def nothing(self, kinds: Iterable[str], *skipped: str) -> UserError:
+        """What to say where no document is found. kinds: of what was skipped; skipped: some of that, in words."""
+        reason = f"; {skipped[0]}" if skipped else ": every file is empty"
+        if any(map(is_filter, kinds)):
+            reason = f"; {skipped[0]}" if skipped else ""
+            return UserError(f"{self.key}.filters: nothing of '{self.options.path}' is left{reason}.")
         return UserError(f"{self.key}.path: '{self.options.path}' holds no readable text{reason}.")
 
     def _refuses(self, item: Unreadable) -> bool:
-        if item.kind.startswith("filtered"):
+        if is_filter(item.kind):
             return False
         if self.options.bad_records is None:
             return self.named_by_user and item.kind != "empty"

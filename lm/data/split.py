@@ -77,6 +77,9 @@ class Split:
                 if utf8:
                     yield Document(utf8.decode(), utf8, origin=document.origin), held_out
             return
+        if self.options.fraction == 0:
+            yield document, False
+            return
         place = _place(document, self.options)
         yield document, place != self.kept and (place < self.options.fraction or place == self.held_out)
 

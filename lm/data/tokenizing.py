@@ -92,7 +92,7 @@ def first_shards(
     made = _make("tokenizing", work, numbers, crew)
     manifest = manifest_of(work.folder, numbers)
     if not manifest.documents + manifest.held_out + manifest.dropped + manifest.duplicates:
-        raise source.nothing(manifest.examples[0] if manifest.examples else None)
+        raise source.nothing(manifest.skipped, *manifest.examples)
     if made:
         _warn(source, manifest)
     stores = (TokenStore(work.folder / shard_name(number) / "train") for number in numbers)

@@ -137,6 +137,8 @@ def test_filters_keep_what_they_say(tmp_path: Path) -> None:
         "filtered: min_characters": 1,
         "filtered: score": 2,
     }
+    with pytest.raises(UserError, match=r"^data\.sources\.0\.filters: nothing of '.*' is left"):
+        prepared_from(path, filters={"min_characters": 1000})
     with pytest.raises(UserError, match=r"sources\.0\.filters\.where: .*no field 'lang'.*Did you mean 'language'"):
         prepared_from(path, filters={"where": {"lang": "en"}})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import httpx
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -104,13 +105,17 @@ def test_a_wrong_name_is_said_in_one_line(repository: Path, tmp_path: Path, wron
         prepared_from(repository, tmp_path / "cache", wrong)
 
 
+def test_a_dataset_of_several_configurations_says_which_there_are(repository: Path, tmp_path: Path) -> None:
+    (repository / "README.md").write_text(CARD.replace("  default: true\n", ""))
+    with pytest.raises(UserError, match=r"^data\.sources\.0\.path: [^\n]*config default.*'plain', 'pairs'[^\n]*$"):
+        prepared_from(repository, tmp_path / "cache", {})
+
+
 def test_a_hub_that_cannot_be_reached_is_one_error_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(path: str, revision: str | None) -> str:
-        raise httpx.ConnectError("Name or service not known")
-
-    monkeypatch.setattr(hub, "_ask_for_commit", unreachable)
+    # Nothing listens there, so what is raised is what the Hub's own client raises.
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"^data\.sources\.0\.path: the Hugging Face Hub cannot be [^\n]*hf download"):
         prepared_from("someone/corpus", tmp_path / "cache", {})
 
