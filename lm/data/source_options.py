@@ -34,6 +34,12 @@ class HubOptions(Options):
         "read again from its beginning.",
     )
 
+    @model_validator(mode="after")
+    def _streamed_whole(self) -> HubOptions:
+        if self.streaming and "[" in self.split:
+            raise ValueError(f"a slice of a split cannot be streamed: remove streaming, or the slice of {self.split!r}")
+        return self
+
 
 class RangeOptions(Options):
     """Numbers from `min` to `max`, both included."""

@@ -70,7 +70,7 @@ class SentencePieceOptions(EndsOptions):
         if self.path is not None and surplus:
             raise ValueError(f"path names a trained model, so remove {', '.join(surplus)} (or remove path to train)")
         if self.path is None and not {self.bos_token, self.eos_token} <= {*_TRAINED_ENDS}:
-            raise ValueError("bos_token, eos_token: a model that is trained has the control tokens <s> and </s> alone")
+            raise ValueError("a model that is trained has no control tokens but <s> and </s>: bos_token, eos_token")
         return self
 
 

@@ -27,10 +27,14 @@ def test_kind_decides_the_tokenizer_options() -> None:
         ({"sources": [{"path": "a.txt", "weight": 0}]}, "weight"),
         ({"sources": [{"path": "a.txt", "weight": float("inf")}]}, "weight"),
         ({"sequence_length": 0}, "sequence_length"),
+        ({"sources": [{"path": "a", "hub": {"split": "train[:1%]", "streaming": True}}]}, "a slice of a split"),
         ({"validation": {"fraction": 1}}, "fraction"),
         ({"shards": 0}, "shards"),
         ({**GENERATED, "shards": 2}, "shards: generated sources have none"),
-        ({"tokenizer": {"kind": "sentencepiece", "vocab_size": 300, "bos_token": "<|a|>"}}, "bos_token, eos_token: a"),
+        (
+            {"tokenizer": {"kind": "sentencepiece", "vocab_size": 300, "bos_token": "<|a|>"}},
+            "no control tokens but <s>",
+        ),
         ({"tokenizer": {"kind": "bytes", "bos_token": "<s>"}}, "bos_token"),
     ],
 )
