@@ -19,7 +19,7 @@ class Ending(Protocol):
 
 
 def ends_of(
-    own: tuple[int | None, int | None], ends: EndsOptions, control_id: Callable[[str], int | None], origin: str
+    own: Sequence[int | None], ends: EndsOptions, control_id: Callable[[str], int | None], origin: str
 ) -> tuple[int, int]:
     """The ids that begin and end a document.
 
@@ -45,7 +45,7 @@ def ends_of(
     return first, last
 
 
-def fingerprint_of(contents: Sequence[bytes], own: tuple[int | None, int | None], tokenizer: Ending) -> str:
+def fingerprint_of(contents: Sequence[bytes], own: Sequence[int | None], tokenizer: Ending) -> str:
     """Of a tokenizer's files and, where documents do not begin and end in its own way, of how they do."""
     bos_id, eos_id = own
     usual = (eos_id if bos_id is None else bos_id, bos_id if eos_id is None else eos_id, True)

@@ -145,10 +145,10 @@ class SentencePieceTokenizer:
             raise UserError(f"{origin} is not a SentencePiece model.") from error
         self.model = model
         self.vocab_size: int = self.processor.get_piece_size()
-        own = _present(self.processor.bos_id()), _present(self.processor.eos_id())
+        controls = (self.processor.bos_id(), self.processor.eos_id(), self.processor.unk_id())
+        *own, self.unk_id = (id if id >= 0 else None for id in controls)
         self.bos_id, self.eos_id = ends_of(own, ends, self._control_id, origin)
         self.ends, self.ends_texts = ends, ends.add_eos_token
-        self.unk_id = _present(self.processor.unk_id())
         self.fingerprint = fingerprint_of([model], own, self)
         self._space_mark_ids = self._spell_space_mark()
 
@@ -284,10 +284,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if kind == "huggingface":
         return HuggingFaceTokenizer(folder, ends)
     raise UserError(f"'{folder / _KIND_FILE}' names an unknown tokenizer kind '{kind}'.")
-
-
-def _present(id: int) -> int | None:
-    return None if id < 0 else id
 
 
 def _write_kind(folder: Path, described: dict[str, Any]) -> None:
