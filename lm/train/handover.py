@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
 
@@ -26,11 +26,14 @@ class Handover(Generic[T]):
         """Whether the thread has come to its end, or failed."""
         return self._job is not None and self._job.done()
 
-    def result(self) -> T:
-        """What the work returns; does what is left of it here. Raises what the work raises."""
+    def result(self, pulse: Callable[[], None] = lambda: None) -> T:
+        """What the work returns; does what is left of it here. Raises what the work raises.
+
+        pulse: called at every piece that is done here.
+        """
         self._waited_for.set()
         results = [] if self._job is None else self._job.result()
-        return results[0] if results else ended(self._pieces)
+        return results[0] if results else ended(self._pieces, pulse)
 
     def _until_waited_for(self) -> list[T]:
         """The result; none where somebody came to wait for it."""
@@ -43,9 +46,10 @@ class Handover(Generic[T]):
         return []
 
 
-def ended(pieces: Generator[None, None, T]) -> T:
-    """What work returns when it is done, all of it here."""
+def ended(pieces: Generator[None, None, T], pulse: Callable[[], None] = lambda: None) -> T:
+    """What work returns when it is done, all of it here. pulse: called at every piece."""
     while True:
+        pulse()
         try:
             next(pieces)
         except StopIteration as end:

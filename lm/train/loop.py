@@ -123,13 +123,17 @@ class Training:
         )
         self.watchdog = Watchdog(world, run.train.rank_timeout)
         self.request = request
-        self.watched = Interruptible(self.engine, self.request, lambda: self.watchdog.pulse(self.counters.step))
+        self.watched = Interruptible(self.engine, self.request, self._pulse)
         averaged = None if self.engine.average is None else self.engine.averaged
         self.held_out = HeldOut(self.watched, prepared.validation, run.train, folder, progress, averaged)
-        self.saving = Saving(run, folder, self.engine, progress.say)
+        self.saving = Saving(run, folder, self.engine, progress.say, self._pulse)
         self.spikes = Spikes(run.guard, folder.root, self.saving, world, progress.say)
         self.reading = Reading(self.timeline, world.reader, world.readers)
         self.skipped_steps = SkippedSteps(f"{self.optimizer_section}.lr")
+
+    def _pulse(self) -> None:
+        """Tells that this rank goes on."""
+        self.watchdog.pulse(self.counters.step)
 
     def _engine(self, built: Built) -> Engine:
         return Engine(

@@ -23,13 +23,21 @@ PATIENCE_SECONDS = (1.0, 4.0, 10.0)
 class Saving:
     """Writes the state of a run, and restores it. Every method is collective unless it says otherwise."""
 
-    def __init__(self, run: Run, folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> None:
-        """`say`: shows a person one line of text."""
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        engine: Engine,
+        say: Callable[[str], None],
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`say`: shows a person one line of text. `pulse`: called while a checkpoint that is waited for goes on."""
         self._run = run
         self.root = folder.checkpoints
         self._engine = engine
         self._world = engine.world
         self._say = say
+        self._pulse = pulse
         self._memory = HostMemory()
         self._writing: Writing | None = None
         self._saved: int | None = None
@@ -90,7 +98,7 @@ class Saving:
 
     def settle(self) -> None:
         """Waits for the checkpoint that is being written, if there is one."""
-        self._take(lambda writing: writing.finish())
+        self._take(lambda writing: writing.finish(self._pulse))
 
     def save_now(self, counters: Counters, sync: Callable[[], None]) -> str:
         """Writes the checkpoint that a program ends with, and waits for it: what there is to go on from, in words.
@@ -105,7 +113,7 @@ class Saving:
             try:
                 self._begin(counters, sync, beside_training=False)
                 assert self._writing is not None
-                self._written(self._writing.finish())
+                self._written(self._writing.finish(self._pulse))
             except SaveError as error:
                 self._writing = None
                 if patience is not None:

@@ -46,15 +46,16 @@ class Beat:
 
 
 def lost(earlier: Sequence[Beat], later: Sequence[Beat]) -> tuple[list[int], str] | None:
-    """The ranks that hold up the others, and what became of them; None where nobody waits, so that all are but slow.
+    """The ranks that hold up the others, and what became of them; None where all are but slow.
 
+    That is so where nobody waits, and where one that others wait for goes on, as one that writes a large checkpoint.
     earlier, later: beats of all ranks. Where all wait for each other, no rank is named, and the places of all are.
     """
     silent = [rank for rank, (a, b) in enumerate(zip(earlier, later, strict=True)) if a.count == b.count]
     if silent:
         return silent, f"{_ranks(silent)} gave no sign for {SILENT_SECONDS:.0f} s: ended, stopped or unreachable"
     busy = [rank for rank, beat in enumerate(later) if not beat.waiting]
-    if len(busy) == len(later):
+    if len(busy) == len(later) or any(later[rank].idle < SILENT_SECONDS for rank in busy):
         return None
     if busy:
         where = "; ".join(f"rank {rank} is at {later[rank].place}" for rank in busy)

@@ -125,16 +125,19 @@ class Writing:
                 return self._end()
         return None
 
-    def finish(self) -> Path:
-        """Writes what is left, and returns the checkpoint's folder when it is current."""
+    def finish(self, pulse: Callable[[], None] = lambda: None) -> Path:
+        """Writes what is left, and returns the checkpoint's folder when it is current.
+
+        pulse: called again and again while this goes on.
+        """
         self._end()
-        while not self._advance():
+        while not self._advance(pulse):
             pass
         return self._end()
 
-    def _advance(self) -> bool:
+    def _advance(self, pulse: Callable[[], None] = lambda: None) -> bool:
         """Takes what was written and goes on; True when the checkpoint is current."""
-        found = self._agree(self._work.result)
+        found = self._agree(lambda: self._work.result(pulse))
         if self._files is not None:
             return True
         self._files = {name: entry for share in found for name, entry in share.items()}

@@ -39,6 +39,12 @@ def test_where_nobody_waits_nobody_is_lost() -> None:
     assert lost([beat(5), beat(5)], [beat(8, 60), beat(8, 61)]) is None
 
 
+def test_one_that_goes_on_while_others_wait_is_but_slow() -> None:
+    """As a rank whose share of a checkpoint takes longer than the others'."""
+    waiting, writing = beat(8, 600, waiting=True), beat(8, 1, "lm/train/tensor_file.py:58 (writing_tensors)")
+    assert lost([beat(5), beat(5)], [waiting, writing]) is None
+
+
 def test_a_thread_is_found_in_our_code() -> None:
     inside, leave = threading.Event(), threading.Event()
 

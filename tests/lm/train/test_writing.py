@@ -107,7 +107,9 @@ def test_what_is_waited_for_is_written_without_a_copy(tmp_path: Path, world: Wor
     parts = state()
     share = checkpoint.share_of(Counters(), [[Fragment("w", 0, parts, slice(None))]], 0)
     parts["weight"].fill_(7)  # nobody does, as everybody waits
-    folder = Writing(tmp_path, 1, share, world).finish()
+    pulses: list[int] = []
+    folder = Writing(tmp_path, 1, share, world).finish(lambda: pulses.append(1))
+    assert len(pulses) > len(parts), "the watchdog hears of every piece"
     found = {kind: torch.empty(6) for kind in parts}
     checkpoint.load(folder, [Fragment("w", 0, found, slice(None))])
     assert (found["weight"] == 7).all()
