@@ -53,8 +53,7 @@ def test_one_graph_serves_all_layers_and_lengths() -> None:
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-@pytest.mark.parametrize("recompute", ["null", "{kind: layers}"])
+@pytest.mark.parametrize(("stage", "recompute"), [(0, "null"), (2, "{kind: layers}")])
 def test_a_compiled_run_is_the_plain_one(make_run: MakeRun, tmp_path: Path, stage: int, recompute: str) -> None:
     settings = (
         "train.steps=4",

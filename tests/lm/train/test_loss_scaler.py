@@ -75,8 +75,8 @@ def test_the_smallest_scale_is_not_the_end_of_the_program() -> None:
 @pytest.mark.launch
 def test_an_overflow_on_one_rank_is_skipped_on_both(tmp_path: Path) -> None:
     script = Path(__file__).with_name("fp16_script.py")
-    launch("torchrun", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path), *"0123")
-    for stage in range(4):
+    launch("torchrun", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path), *"13")
+    for stage in (1, 3):
         first, second = (json.loads((tmp_path / f"stage-{stage}-rank-{rank}.json").read_text()) for rank in range(2))
         assert first == second
         before, after = first["all"]["scales"]

@@ -51,7 +51,6 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 CASES = [
     ("fp32", ("offload_optimizer",)),
-    ("bf16", ("offload_optimizer",)),
     ("bf16", ("offload_param",)),
     ("bf16", ("offload_optimizer", "offload_param")),
 ]
