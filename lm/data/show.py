@@ -76,7 +76,11 @@ def shown_rows(
 
 
 def _unit(file: str) -> str:
-    return "byte" if ".jsonl" in file else "number"
+    return "byte" if ".jsonl" in file else "record" if ".json" in file else "row"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _excerpt(text: str, characters: int) -> str:
@@ -94,8 +98,9 @@ def summary(options: DataOptions, manifests: Sequence[Manifest], read: Sequence[
         if index < len(manifests):
             made = manifests[index]
             yield (
-                f"  {made.documents:,} documents, {made.tokens:,} tokens, {made.bytes_per_token:.2f} bytes per token, "
-                f"{made.unknown_rate:.2%} unknown; {made.held_out:,} documents held out"
+                f"  {made.documents:,} {_plural('document', made.documents)}, {made.tokens:,} tokens, "
+                f"{made.bytes_per_token:.2f} bytes per token, {made.unknown_rate:.2%} unknown; "
+                f"{made.held_out:,} {_plural('document', made.held_out)} held out"
             )
             left_out = {**made.skipped, **({"duplicates": made.duplicates} if made.duplicates else {})}
             if left_out:
