@@ -23,6 +23,7 @@ from eval.runner import Evaluation, open_texts
 from eval.selection import chosen_tasks
 from lm.errors import UserError
 from lm.train import distributed
+from lm.train.memory import keep_freed_memory
 from lm.train.progress import Progress
 from lm.train.tensor_file import replace_text
 
@@ -90,6 +91,8 @@ def _open(choice: ModelChoice) -> tuple[Progress, distributed.World, Model]:
     logging.set_verbosity_error()  # what it warns of, lengths beyond the context say, is said here once
     progress = Progress(rank=distributed.launched_rank())
     world = distributed.join()
+    if world.device.type == "cpu":
+        keep_freed_memory()
     with progress.phase(f"opening {choice.path}"):
         model = open_model(
             choice.path,
