@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from kernels.gated_scan.chunks import Chunks
+from kernels.precision import at_least_float32
 
 
 def reference_scan(gate: Tensor, inputs: Sequence[Tensor], chunks: Chunks) -> tuple[Tensor, ...]:
     """Same shapes and result as `gated_scan`."""
-    wide = torch.float64 if gate.dtype == torch.float64 else torch.float32
+    wide = at_least_float32(gate.dtype)
     first = set(chunks.offsets[:-1].tolist())
     gates = gate.to(wide)
     outputs = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.gated_scan.chunks import Chunks, Layout
+from kernels.precision import at_least_float32
 
 Carries = list[Tensor]  # per input [blocks, ...], in the order of the layout's steps
 
@@ -30,7 +31,7 @@ class _GatedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, chunks: Chunks, gate: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        wide = torch.float64 if gate.dtype == torch.float64 else torch.float32
+        wide = at_least_float32(gate.dtype)
         states = tuple(torch.empty(x.shape, dtype=wide, device=x.device) for x in inputs)
         products, before = _carry_forward(chunks, gate, inputs, wide)
         _scan(chunks.layout, gate, inputs, before, states)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from kernels.gated_scan import triton_kernels
 from kernels.gated_scan.chunks import Chunks
 from kernels.gated_scan.rows import repeating
+from kernels.precision import at_least_float32
 from kernels.triton_tuning import Tuned, config, refuses_device, triton_type, unavailable
 
 __all__ = ["refuses", "run", "unavailable"]
@@ -46,7 +47,7 @@ class _GatedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, chunks: Chunks, gate: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        wide = torch.float64 if gate.dtype == torch.float64 else torch.float32
+        wide = at_least_float32(gate.dtype)
         states = tuple(torch.empty(x.shape, dtype=wide, device=x.device) for x in inputs)
         offsets, _, members = chunks.blocks
         rows, count, constants = _rows(gate, *inputs), len(inputs), _constants(states)

@@ -13,6 +13,7 @@ from kernels.interval_attention.dense import Dense, FlashCPU, Gradients, Matmul
 from kernels.interval_attention.intervals import Intervals
 from kernels.interval_attention.joint import joint_attention, merge
 from kernels.interval_attention.plan import Piece
+from kernels.precision import at_least_float32
 
 
 def blocked_attention(
@@ -112,7 +113,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float, dense: type[Dense]
 ) -> tuple[Tensor, Tensor]:
     (n, h, d), g = q.shape, k.shape[1]
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide = at_least_float32(q.dtype)
     grouped = torch.unflatten(q, 1, (g, h // g))
     out = torch.zeros(n, g, h // g, d, dtype=wide, device=q.device)
     lse = torch.full((n, g, h // g), -torch.inf, dtype=wide, device=q.device)

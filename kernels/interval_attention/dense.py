@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kernels.precision import at_least_float32
+
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
@@ -74,7 +76,7 @@ class Matmul:
     def forward(
         q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        wide = at_least_float32(q.dtype)
         q, k, v = q.to(wide), k.to(wide), v.to(wide)
         scores = _scores(q, k, bias, scale)
         lse = scores.logsumexp(dim=-1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.interval_attention.intervals import Intervals
+from kernels.precision import at_least_float32
 
 
 def visible(intervals: Intervals, num_keys: int) -> Tensor:
@@ -26,7 +27,7 @@ def reference_attention(
 ) -> tuple[Tensor, Tensor]:
     """Same shapes and result as `interval_attention`; needs memory for N x M scores."""
     repeats = q.shape[1] // k.shape[1]
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide = at_least_float32(q.dtype)
     queries, keys, values = (x.to(wide).transpose(0, 1) for x in (q, k, v))
     keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
     hidden = ~visible(intervals, k.shape[0]).repeat_interleave(repeats, 0)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.precision import at_least_float32
+
 
 @dataclass(frozen=True, eq=False)
 class Slots:
@@ -52,7 +54,7 @@ def attend_slots(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, *, extra
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(grouped, keys, values, attn_mask=bias)
         out = out * torch.sigmoid(lse - extra_score.view(lse.shape))[..., None].to(out.dtype)
     else:
-        scores = (grouped @ keys.transpose(2, 3)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[2] ** -0.5
+        scores = (grouped @ keys.transpose(2, 3)).to(at_least_float32(q.dtype)) * q.shape[2] ** -0.5
         if slots.visible is not None:
             scores = scores.masked_fill(~slots.visible, -torch.inf)
         extra = extra_score.view(*scores.shape[:3], 1).to(scores.dtype)

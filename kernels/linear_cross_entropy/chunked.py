@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.precision import at_least_float32
+
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """apply(hidden, weight, targets, z_loss, chunk_size, with_gradients, classes) -> (loss, token_nll, correct).
@@ -26,7 +28,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         with_gradients: bool,
         classes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        wide = at_least_float32(hidden.dtype)
         token_nll = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
         token_z = torch.zeros_like(token_nll)
         correct = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)

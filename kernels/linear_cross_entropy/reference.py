@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.precision import at_least_float32
+
 
 def reference_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float, num_classes: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, token_nll, correct) as `linear_cross_entropy` returns them; needs memory for N x V logits."""
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    wide = at_least_float32(hidden.dtype)
     logits = hidden.to(wide) @ weight.to(wide).t()
     if num_classes is not None:
         logits = logits[:, :num_classes]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kernels.precision import at_least_float32
 from lm.model.cache import MixerCache
 from lm.model.documents import Documents, Share
 
@@ -47,7 +48,7 @@ class ShortConvolution(nn.Module):
         if cache is not None:
             padded = padded.index_copy(0, first, cache.states[self._state].flatten(0, 1))
             cache.states[self._state] = padded[last].view_as(cache.states[self._state])
-        weight = self.weight.to(torch.promote_types(x.dtype, torch.float32))
+        weight = self.weight.to(at_least_float32(x.dtype))
         mixed = padded[before:] * weight[0]
         for shift in range(1, before + 1):
             mixed = mixed + padded[before - shift : len(padded) - shift] * weight[shift]

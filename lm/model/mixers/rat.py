@@ -23,6 +23,7 @@ from kernels.gated_scan import Chunks, gated_scan
 from kernels.gated_scan.chunk_states import chunk_states
 from kernels.interval_attention import interval_attention
 from kernels.interval_attention.slots import Slots, attend_slots
+from kernels.precision import at_least_float32
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.carried_state import add_carried, opening_ranks
 from lm.model.documents import Documents, KeyList, Share, Visible
@@ -88,7 +89,7 @@ class Rat(Mixer[RatOptions]):
         if share is not None:
             q, k, v, forget = self._to_heads(q, k, v, forget, share)
             documents = share.stream
-        gate = torch.sigmoid(forget.to(_at_least_float32(x.dtype)))
+        gate = torch.sigmoid(forget.to(at_least_float32(x.dtype)))
         mixed = self.attend(q, k, v, gate, documents, cache)
         if share is not None:
             mixed = share.to_tokens(mixed)
@@ -147,7 +148,7 @@ class Rat(Mixer[RatOptions]):
         return below[documents.cu_seqlens[:-1][documents.document]]
 
     def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
-        running = torch.zeros(rows, self.heads, self.head_dim, dtype=_at_least_float32(dtype), device=device)
+        running = torch.zeros(rows, self.heads, self.head_dim, dtype=at_least_float32(dtype), device=device)
         finals = KeyValues(rows, self.heads, self.head_dim, None, dtype, device)
         return MixerCache([finals], {"running_key": running, "running_value": running.clone()})
 
@@ -164,7 +165,7 @@ class Rat(Mixer[RatOptions]):
     def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
         finals = math.ceil(length / self.options.chunk_size)
         per_entry = 2 * self.heads * self.head_dim
-        return per_entry * (finals * dtype.itemsize + _at_least_float32(dtype).itemsize)
+        return per_entry * (finals * dtype.itemsize + at_least_float32(dtype).itemsize)
 
     def _chunks(self, documents: Documents) -> Chunks:
         size = self.options.chunk_size
@@ -200,7 +201,7 @@ class Rat(Mixer[RatOptions]):
         return (2 * groups + 2 * self.heads) * self.head_dim, self.heads * self.head_dim
 
     def neighbour_bytes(self, stream: Documents, bounds: Sequence[int], dtype: torch.dtype) -> list[int]:
-        values, states = self.heads * self.head_dim, _at_least_float32(dtype).itemsize
+        values, states = self.heads * self.head_dim, at_least_float32(dtype).itemsize
         opening = opening_ranks(stream, bounds, self.options.chunk_size)
         finals = zip(*self._first_and_owned(stream, bounds), strict=False)
         return [
@@ -231,7 +232,7 @@ class Rat(Mixer[RatOptions]):
             return x
         unit = self.options.chunk_size if self.options.positions == "chunk" else 1
         theta = self.options.rope_theta or self.dimensions.rope_theta
-        dtype, scaling = _at_least_float32(x.dtype), self.options.rope_scaling
+        dtype, scaling = at_least_float32(x.dtype), self.options.rope_scaling
         cos, sin = shared_table(documents, self.head_dim, theta, dtype, scaling, unit)
         return rotate(x, (cos, sin) if tokens is None else (cos[tokens], sin[tokens]))
 
@@ -290,7 +291,3 @@ class Rat(Mixer[RatOptions]):
 def _repeat(x: Tensor, heads: int) -> Tensor:
     """Queries of the groups [N, groups, head_dim] for every head, group h mod groups for head h."""
     return x.repeat(1, heads // x.shape[1], 1)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kernels.interval_attention import interval_attention
 from kernels.interval_attention.slots import Slots, attend_slots
+from kernels.precision import at_least_float32
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.documents import Documents, KeyList, Visible
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions, OptionsT
@@ -93,7 +94,7 @@ class SoftmaxMixer(Mixer[OptionsT]):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.positions == "rope":
             theta = self.options.rope_theta or self.dimensions.rope_theta
-            dtype = torch.promote_types(x.dtype, torch.float32)
+            dtype = at_least_float32(x.dtype)
             table = shared_table(documents, self.dimensions.head_dim, theta, dtype, self.options.rope_scaling)
             q, k = rotate(q, table), rotate(k, table)
         return q, k, v
