@@ -68,10 +68,10 @@ def _named(figure: str, series: Sequence[Series]) -> str:
 
 def main(files: Sequence[Path], folder: Path) -> None:
     """Draws the figures of the files into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = curves(figures_of(files))
     if not drawn:
         raise UserError("there are no figures of forward + backward in these files")
+    folder.mkdir(parents=True, exist_ok=True)
     for name, drawing in drawn.items():
         (folder / name).write_text(drawing, encoding="utf-8")
         print(folder / name)

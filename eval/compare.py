@@ -13,6 +13,7 @@ from eval.statistics import Paired, compare_paired, percent
 from lm.train.format import byte_size, short_number
 
 NOT_PAIRED = "other prompts: not paired"
+PAIRS = "pairs: better/worse on the same prompts; p: of their exact test"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Contrast:
         low, high = f"{100 * self.paired.low:+.1f}", f"{100 * self.paired.high:+.1f}"
         test = f"{self.paired.test}, {self.paired.better} better, {self.paired.worse} worse"
         return difference, f"[{low}, {high}]", f"{self.paired.p:.2g}", test
+
+    def short_words(self) -> tuple[str, ...]:
+        """Task, length, both scores, difference with its interval, p, pairs: a row that fits into a terminal."""
+        difference, interval, p, _ = self.words()
+        means = (f"{100 * cell.estimate.mean:.1f}" for cell in (self.first, self.second))
+        pairs = "other prompts" if self.paired is None else f"{self.paired.better}/{self.paired.worse}"
+        return self.first.task, f"{self.first.length:,}", *means, f"{difference} {interval}".rstrip(), p, pairs
 
 
 def contrasts(first: Results, second: Results) -> Iterator[Contrast]:
@@ -75,12 +83,12 @@ def print_comparison(results: Sequence[Results]) -> None:
     """Every later result beside the first, then what was measured of each, to standard output."""
     console, names = open_console(), labels(results)
     for name, other in zip(names[1:], results[1:], strict=True):
-        table = Table(title=f"{name} against {names[0]}: percent [95 % interval]")
-        for column in ("task", "tokens", names[0], name, "difference", "95 %", "p", "paired test"):
-            table.add_column(column, justify="left" if column in ("task", "paired test") else "right")
+        table = Table(title=f"{name} against {names[0]}: percent [95 % interval]", caption=PAIRS)
+        table.add_column("task", no_wrap=True)
+        for column in ("tokens", names[0], name, "difference", "p", "pairs"):
+            table.add_column(column, justify="right")
         for found in contrasts(results[0], other):
-            scores = percent(found.first.estimate), percent(found.second.estimate)
-            table.add_row(found.first.task, f"{found.first.length:,}", *scores, *found.words())
+            table.add_row(*found.short_words())
         console.print(table)
         if table.row_count == 0:
             console.print(f"{names[0]} and {name} were asked nothing in common")

@@ -17,10 +17,11 @@ from lm.errors import UserError
 from lm.export import model_of_run, read_run
 from lm.extend import base
 from lm.extend.options import BaseOptions
-from lm.hf.loading import forget_gguf, loading
+from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading
 from lm.train.report.data import RUN_FILE
 
 ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def open_model(
@@ -80,7 +81,7 @@ def _load(options: BaseOptions, config_folder: Path | None, dtype: torch.dtype |
         config = base.read_config(options)
         saved = config.dtype if torch.cuda.is_available() else None
         if config_folder is not None:
-            config = AutoConfig.from_pretrained(config_folder)
+            config = from_pretrained(AutoConfig, config_folder)
         return base.load(options, config, dtype or saved or torch.float32)
 
 
@@ -90,8 +91,11 @@ def _adapted(
     """The base with an adapter merged into it."""
     if not (adapter / ADAPTER_FILE).is_file():
         raise UserError(f"{adapter} is not an adapter's folder: it has no {ADAPTER_FILE}")
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{adapter} has no {ADAPTER_WEIGHTS}: weights in other forms, pickled ones say, are not read")
     model = _load(options, adapter if (adapter / "config.json").is_file() else None, dtype)
     with loading(), _mistakes(f"{adapter} on {options.path}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # peft's own calls of transformers
         warnings.filterwarnings("error", message="Found missing adapter keys")
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     own = (adapter / "tokenizer_config.json").is_file()
@@ -100,8 +104,7 @@ def _adapted(
 
 def _tokenizer(options: BaseOptions) -> PreTrainedTokenizerBase:
     try:
-        with loading():
-            return AutoTokenizer.from_pretrained(**base.place(options))
+        return from_pretrained(AutoTokenizer, **base.place(options))
     except (OSError, ValueError) as error:
         raise UserError(f"{options.path} brings no tokenizer that can be read: {_first_line(error)}") from None
 
@@ -113,7 +116,8 @@ def _mistakes(what: str) -> Iterator[None]:
         yield
     except UserError as error:
         said = str(error).removeprefix("base.path: ")
-        if not Path(what).expanduser().exists() and said.startswith(f"{what}: ") and base.HUB_ID.fullmatch(what):
+        sought = base.HUB_ID.fullmatch(what) and not Path(what).expanduser().exists() and not absent_here(what)
+        if sought and said.startswith(f"{what}: "):
             said = f"{what} is no folder here, and on the Hub: {said.removeprefix(f'{what}: ')}"
         raise UserError(said) from None
     except (OSError, ValueError, RuntimeError, UserWarning) as error:

@@ -36,7 +36,7 @@ def _mean(cell: Cell | None) -> float | None:
 
 
 def curves(named: Named) -> Iterator[str]:
-    """Score against length, where there is more than one: a mean of tasks; for several models, each task too."""
+    """Score against length, where there is more than one: a mean of tasks; of several models, each such task."""
     if len({length for _, result in named for length in result.lengths}) < 2:
         return
     if tasks := common_tasks([result for _, result in named]):
@@ -49,7 +49,8 @@ def curves(named: Named) -> Iterator[str]:
                 name: [(cell.length, 100 * cell.estimate.mean) for cell in result.cells if cell.task == task]
                 for name, result in named
             }
-            yield line_chart(task, _series(named, lines), TOKENS, PERCENT)
+            if any(len(points) > 1 for points in lines.values()):
+                yield line_chart(task, _series(named, lines), TOKENS, PERCENT)
 
 
 def depth_maps(named: Named) -> Iterator[str]:

@@ -17,7 +17,7 @@ from eval.model import Model
 from eval.options import EvaluationOptions
 from eval.reading import Corpus, open_corpus, readings
 from eval.results import MeasurementFile, ResultFolder, Results, SampleFile, cells
-from eval.selection import Questions, QuestionWriter, Skipped, file_hash
+from eval.selection import Questions, QuestionWriter, Skipped, file_hash, said_of
 from eval.tasks import Haystack, Task, open_haystack
 from lm.data.fingerprint import digest
 from lm.errors import UserError
@@ -107,8 +107,8 @@ class Evaluation:
             phase.update(note="")
         questions = [one for one in written if isinstance(one, Questions)]
         skipped = [one for one in written if isinstance(one, Skipped)]
-        for one in skipped:
-            self.progress.say(f"left out: {one.reason}")
+        for line in said_of(skipped):
+            self.progress.say(line)
         if not questions:
             raise UserError("--lengths: no task can be asked at these lengths, for the reasons above")
         return questions, skipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +33,18 @@ class Skipped:
     task: str
     length: int
     reason: str
+    needs: int | None = None
+    """Tokens that its smallest sample has, where that is the reason."""
+
+
+def said_of(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """Lines about what is left out: of lengths that are too short one each, of other reasons each once."""
+    for length in sorted({one.length for one in skipped}):
+        short = [f"{one.task} ({one.needs:,})" for one in skipped if one.length == length and one.needs is not None]
+        if short:
+            yield f"left out at {length:,} tokens, as they need more with this tokenizer: {', '.join(short)}"
+    for reason in dict.fromkeys(one.reason for one in skipped if one.needs is None):
+        yield f"left out: {reason}"
 
 
 def chosen_tasks(options: SuiteOptions, key: str) -> list[Task]:
@@ -71,7 +83,7 @@ class QuestionWriter:
         try:
             samples = self._kept(task, length) if own else self._written(task, length)
         except CannotBuildError as error:
-            return Skipped(task.name, length, str(error))
+            return Skipped(task.name, length, str(error), error.needs)
         return Questions(task, length, samples)
 
     def _written(self, task: Task, length: int) -> list[Sample]:

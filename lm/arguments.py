@@ -1,49 +1,45 @@
-"""Words of a command line: the types of options, and what argparse leaves over.
-
-Left over are overrides behind an option, and options that do not exist.
-"""
+"""The types of a command line's words. Each says what it takes; argparse adds the option's name."""
 
 from __future__ import annotations
 
-import argparse
-import re
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable
+from math import isfinite
+from typing import TypeVar
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import did_you_mean
 
-_OPTION = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0; --greedy takes the likeliest token")
-    return value
+NumberT = TypeVar("NumberT", int, float)
 
 
-def share(text: str) -> float:
-    """A number above 0 and at most 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
+def whole(text: str) -> int:
+    """A whole number."""
+    return _number(int, text, "a whole number")
 
 
 def positive(text: str) -> int:
     """1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+    return _number(int, text, "a whole number of 1 or more", lambda value: value >= 1)
 
 
 def not_negative(text: str) -> int:
     """0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
+    return _number(int, text, "a whole number of 0 or more", lambda value: value >= 0)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    return _number(
+        float,
+        text,
+        "a number above 0 (--greedy takes the likeliest token)",
+        lambda value: value > 0 and isfinite(value),
+    )
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    return _number(float, text, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 def steps(text: str) -> tuple[int, ...]:
@@ -51,45 +47,47 @@ def steps(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        begin, end = int(first), int(last or first)
+        what = "a step, nor steps in rising order such as 10-12"
+        begin = _number(int, first, what)
+        end = _number(int, last or first, what)
         if not 1 <= begin <= end:
-            raise argparse.ArgumentTypeError(f"{part} is no step, nor steps in rising order such as 10-12")
+            raise ArgumentTypeError(f"'{part}' is not {what}")
         found += range(begin, end + 1)
     return tuple(found)
 
 
-def overrides_of(words: Sequence[str], verb: str, usage: str) -> list[str]:
-    """The `key=value` words of a verb that takes a run file, in order.
-
-    usage: argparse's usage line, which lists the verb's options.
-
-    Raises:
-        UserError: an option that the verb does not have, or an override written with dashes.
-    """
-    for place, word in enumerate(words):
-        if word.startswith("-"):
-            _refuse_option(word, words[place + 1 : place + 2], verb, usage)
-    return list(words)
+def words(text: str) -> tuple[str, ...]:
+    """`a,b` as names, each once."""
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise ArgumentTypeError(f"'{text}' names nothing")
+    return found
 
 
-def refuse(words: Sequence[str], verb: str, usage: str) -> None:
-    """Raises UserError for words that a verb without overrides does not expect; there may be none."""
-    for word in words:
-        if word.startswith("-"):
-            _refuse_option(word, (), verb, usage)
-        raise UserError(f"braid {verb} does not expect '{word}'. {_one_line(usage)}")
+def lengths(text: str) -> tuple[int, ...]:
+    """`512,1024` as numbers of tokens, each once."""
+    return tuple(dict.fromkeys(positive(word) for word in words(text)))
 
 
-def _refuse_option(word: str, following: Sequence[str], verb: str, usage: str) -> None:
-    key, equals, value = word.lstrip("-").partition("=")
-    if "." in key:
-        if not equals:
-            value = next((other for other in following if not other.startswith("-") and "=" not in other), "VALUE")
-        raise UserError(f"braid {verb}: {word} is no option: write {key}={value} without dashes")
-    options = _OPTION.findall(usage)
-    nearest = did_you_mean(word.partition("=")[0], options)
-    raise UserError(f"braid {verb} has no option '{word}'.{nearest} Options: {', '.join(options)}")
+def one_of(known: Iterable[str]) -> Callable[[str], str]:
+    """One of some names; for another one the nearest is suggested."""
+    names = tuple(known)
+
+    def choose(text: str) -> str:
+        if text not in names:
+            raise ArgumentTypeError(f"'{text}' is not one of {', '.join(names)}.{did_you_mean(text, names)}")
+        return text
+
+    return choose
 
 
-def _one_line(usage: str) -> str:
-    return " ".join(usage.split())
+def _number(
+    kind: Callable[[str], NumberT], text: str, what: str, holds: Callable[[NumberT], bool] | None = None
+) -> NumberT:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ArgumentTypeError(f"'{text}' is not {what}") from None
+    if holds is not None and not holds(value):
+        raise ArgumentTypeError(f"'{text}' is not {what}")
+    return value

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import select
 import sys
 from collections.abc import Sequence
 
-from lm.arguments import overrides_of, refuse
+from lm import __version__
 from lm.errors import UserError, did_you_mean
 from lm.verbs import VERBS
+from lm.verbs.parser import Parser, VerbParser
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 READER_GONE = 141  # 128 + SIGPIPE
+OPTIONS = ("--help", "-h", "--version")
+
+EXIT_CODES = f"""\
+exit codes:
+  0    done; a training that was stopped by a signal has saved, and complete.json is not there yet
+  1    a fault of Braid's own, with a traceback; of verify: the step comes out otherwise
+  {USER_ERROR}    a mistake in the call or its files, or a run that cannot go on: the message says what to change
+  75   a rank was lost: the same command goes on from the newest checkpoint
+  {INTERRUPTED}  Ctrl-C where a training has nothing to save; eval, prepare and measure go on when called again
+  {READER_GONE}  the reader of the output has gone, as with `| head`"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C, 141 for `| head`."""
+    """Runs one verb and returns the exit code, one of `EXIT_CODES`; what is a fault of ours is raised."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(words)
         sys.stdout.flush()
         return 0
     except UserError as error:
@@ -28,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        verb = VERBS.get(words[0]) if words else None
+        goes_on = "; the same command goes on from here" if verb is not None and verb.resumes else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         if not _reader_gone():
@@ -48,34 +61,25 @@ def _reader_gone() -> bool:
 
 
 def _run(arguments: list[str]) -> None:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-        raise UserError(
-            f"braid has no verb '{arguments[0]}'.{did_you_mean(arguments[0], VERBS)} Verbs: {', '.join(VERBS)}"
-        )
-    chosen, rest = _parser().parse_known_args(arguments)
-    if "overrides" in chosen:  # those behind an option are left over by argparse
-        chosen.overrides = overrides_of([*chosen.overrides, *rest], chosen.verb, chosen.usage)
-    else:
-        refuse(rest, chosen.verb, chosen.usage)
+    if not arguments:
+        raise UserError(parser().format_help().rstrip())
+    word = arguments[0]
+    if word not in VERBS and word not in OPTIONS:
+        kind, known = ("option", OPTIONS) if word.startswith("-") else ("verb", VERBS)
+        raise UserError(f"braid has no {kind} '{word}'.{did_you_mean(word, known)} Verbs: {', '.join(VERBS)}")
+    chosen = parser().parse_args(arguments)
     VERBS[chosen.verb].run(chosen)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> Parser:
+    """The whole command's parser."""
+    whole = Parser(
         prog="braid",
         description="Trains hybrid long-context language models. Every verb explains itself: braid VERB --help",
-        allow_abbrev=False,
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    whole.epilog = EXIT_CODES
+    whole.add_argument("--version", action="version", version=f"braid {__version__}")
+    verbs = whole.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=VerbParser)
     for name, verb in VERBS.items():
-        sub = verbs.add_parser(
-            name,
-            help=verb.summary,
-            description=verb.summary,
-            epilog=f"example: {verb.example}",
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        verb.arguments(sub)
-        sub.set_defaults(usage=sub.format_usage())
-    return parser
+        verb.arguments(verbs.add_parser(name, help=verb.summary, description=verb.summary, example=verb.example))
+    return whole

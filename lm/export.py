@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ from lm.train.folder import RunFolder
 from lm.train.model_file import full_weights
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
+from lm.train.tensor_file import replace_text
 from lm.train.timeline import Timeline
 from lm.train.trainee import FromScratch
 
+EXPORTED = "braid_export.json"
+"""Marks a folder as an export, which a later one may replace, and says how far the model was trained."""
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +101,7 @@ def export_run(run_folder: Path, target: Path, adapter_only: bool = False, avera
         raise UserError(f"--adapter-only: the run in {run_folder} has no adapter: it trained a whole model")
     else:
         export_model(target, run.trainee.options, run.weights, run.tokenizer, run.training)
+    replace_text(target / EXPORTED, json.dumps(asdict(run.training)) + "\n")
     return run.training
 
 
@@ -114,7 +119,8 @@ def model_of_run(run: TrainedRun) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def _require_free(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: name a new folder")
-    if target.exists() and any(target.iterdir()) and not (target / "modeling_braid.py").is_file():
+    earlier = any((target / name).is_file() for name in (EXPORTED, "modeling_braid.py"))
+    if target.exists() and any(target.iterdir()) and not earlier:
         raise UserError(f"{target} is not empty, and not an earlier export: name a new folder")
 
 

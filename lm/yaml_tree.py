@@ -130,11 +130,17 @@ def _text(file: Path) -> str:
     except FileNotFoundError:
         folder = file.parent
         near = [str(other) for other in folder.glob("*.y*ml")] if folder.is_dir() else []
-        raise UserError(f"{file}: there is no such run file.{did_you_mean(str(file), near)}") from None
+        raise UserError(f"{file}: there is no such run file.{did_you_mean(str(file), near) or _shipped()}") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: a run file is UTF-8 text, and this is not") from None
     except OSError as error:
         raise UserError(f"{file}: the run file cannot be read: {error.strerror}") from None
+
+
+def _shipped() -> str:
+    """Where run files to start from lie, in a source tree."""
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    return f" There are some to start from in {folder}." if folder.is_dir() else ""
 
 
 def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:

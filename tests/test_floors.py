@@ -25,7 +25,7 @@ RUN_FILE = {"lm.run_file", "lm.option_errors", "eval.options", *GRAFT}
 EVAL = {"eval", "lm.export", *RUN_FILE}
 BENCHMARKS = {"benchmarks", "lm.arguments", *EVAL}
 VERBS = {"lm.verbs", "lm.option_reference", "lm.plan_table", *BENCHMARKS}
-CLI = {"lm.cli", *VERBS}
+CLI = {"lm.cli", "lm.__version__", *VERBS}
 FLOORS: dict[str, set[str]] = {
     "kernels": {"kernels"},
     "lm": {"kernels"},

@@ -31,6 +31,11 @@ class TokenCounter(Protocol):
 class CannotBuildError(UserError):
     """A task has no honest sample here: the length is too short for it, or a file it needs was not given."""
 
+    def __init__(self, message: str, needs: int | None = None) -> None:
+        """needs: where the length is too short, the tokens of the smallest sample."""
+        super().__init__(message)
+        self.needs = needs
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -158,7 +163,8 @@ class GeneratedTask(ABC):
         if size is None:
             raise CannotBuildError(
                 f"{self.name} does not fit into {scene.length} tokens: its smallest prompt has {drafts[least][1]} with "
-                f"this tokenizer, and its answer {answer}. Ask for a longer length, or leave the task out."
+                f"this tokenizer, and its answer {answer}. Ask for a longer length, or leave the task out.",
+                needs=drafts[least][1] + answer,
             )
         draft, tokens = drafts[size]
         if size == most and tokens < FULL * budget:

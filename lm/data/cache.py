@@ -74,7 +74,7 @@ def damage(folder: Path) -> str | None:
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
         for name, expected in files.items():
-            size = (folder / name).stat().st_size
+            size = inside(folder, name).stat().st_size
             if size != expected["size"]:
                 return f"{name} has {size} bytes instead of {expected['size']}"
         if _verified(folder) == _on_disk(folder, [*files, _MANIFEST]):
@@ -88,9 +88,23 @@ def damage(folder: Path) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read: {error.strerror}"
+    except OutsideError as error:
+        return str(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_MANIFEST} is not readable"
     return None
+
+
+class OutsideError(ValueError):
+    """A manifest names a file that is not below its folder."""
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file that a manifest names. Raises OutsideError for one that lies elsewhere, by `..` or a link."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OutsideError(f"{_MANIFEST} names {name}, which is outside the folder")
+    return path
 
 
 def _verified(folder: Path) -> object:

@@ -80,7 +80,7 @@ class ChatTemplate:
         # Only this kind of source needs it, and it takes seconds.
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         template = self._tokenizer.chat_template
         if not isinstance(template, str):
             raise UserError(f"{key}: the tokenizer in '{folder}' has no chat template; name one that has.")

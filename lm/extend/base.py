@@ -29,15 +29,18 @@ from lm.extend.rope_plan import LENGTH_DEPENDENT, ORIGINAL, covered_context, pla
 from lm.hf import BraidConfig
 from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
-from lm.hf.loading import loading
+from lm.hf.loading import absent_here, from_pretrained
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def read_config(base: BaseOptions) -> PreTrainedConfig:
     """The configuration of the base. Raises UserError where there is none, or it is not of a causal language model."""
-    if not Path(base.path).expanduser().exists() and (base.path.endswith(".gguf") or not HUB_ID.fullmatch(base.path)):
-        raise UserError(f"base.path: {base.path}: there is no such file or folder")
+    path = Path(base.path).expanduser()
+    if absent := absent_here(path):
+        raise UserError(f"base.path: {absent}")
+    if not path.exists() and (base.path.endswith(".gguf") or not HUB_ID.fullmatch(base.path)):
+        raise UserError(f"base.path: {base.path}: there is no such file or folder.")
     if base.path.endswith(".gguf"):
         head_dim = check_gguf(Path(base.path))
     elif Path(base.path).expanduser().is_dir() and not Path(base.path, "config.json").expanduser().exists():
@@ -45,10 +48,10 @@ def read_config(base: BaseOptions) -> PreTrainedConfig:
     else:
         head_dim = None
     try:
-        with loading():
-            config = AutoConfig.from_pretrained(**place(base))
+        config = from_pretrained(AutoConfig, **place(base))
     except (OSError, ValueError) as error:
-        raise UserError(f"base.path: {base.path}: {str(error).strip().splitlines()[0]}") from None
+        otherwise = "" if path.exists() else " Without a network name a folder, or a .gguf file."
+        raise UserError(f"base.path: {base.path}: {str(error).strip().splitlines()[0]}{otherwise}") from None
     if head_dim is not None:
         config.head_dim = head_dim
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
@@ -107,10 +110,9 @@ def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    with loading():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
-        )
+    model, info = from_pretrained(
+        AutoModelForCausalLM, **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
+    )
     if info["missing_keys"]:
         raise UserError(f"base.path: {base.path} lacks the weights {', '.join(sorted(info['missing_keys']))}")
     return model
@@ -166,8 +168,7 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
     folder = cache_dir.expanduser() / f"tokenizer-of-{digest([str(own.resolve()), base.revision])}"
     if not (folder / "tokenizer.json").exists():
         try:
-            with loading():
-                AutoTokenizer.from_pretrained(**place(base)).save_pretrained(folder)
+            from_pretrained(AutoTokenizer, **place(base)).save_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"data.tokenizer: {base.path} brings none that can be read ({str(error).strip().splitlines()[0]}): "
@@ -177,12 +178,12 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
 
 
 def place(base: BaseOptions) -> dict[str, Any]:
-    """Where transformers finds the base."""
+    """Where `from_pretrained` finds the base."""
     path = Path(base.path).expanduser()
     if path.suffix == ".gguf":
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return {"place": str(path.parent), "gguf_file": path.name}
     place = str(path) if path.exists() else base.path
-    return {"pretrained_model_name_or_path": place, "revision": base.revision or "main"}
+    return {"place": place, "revision": base.revision or "main"}
 
 
 def _refuse_unhandled(config: PreTrainedConfig) -> None:

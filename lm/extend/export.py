@@ -17,6 +17,7 @@ from lm.extend.adapters import add_adapters, whole_modules
 from lm.extend.trainee import Extension
 from lm.hf import BraidForCausalLM
 from lm.hf.export import Training, export_model
+from lm.hf.folders import written_whole
 from lm.hf.loading import loading
 from lm.hf.tokenizer import save_fast_tokenizer
 
@@ -52,12 +53,13 @@ def export_merged(
         export_model(folder, options, dict(model.named_parameters()), tokenizer, training)
         return
     _end_with(model, tokenizer.eos_id)
-    with loading():
-        model.save_pretrained(folder)
     length = extension.context
-    save_fast_tokenizer(tokenizer, folder, length)
-    settings = folder / "tokenizer_config.json"  # a Hugging Face tokenizer is copied with the old length
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": length}, indent=2))
+    with written_whole(folder) as written:
+        with loading():
+            model.save_pretrained(written)
+        save_fast_tokenizer(tokenizer, written, length)
+        settings = written / "tokenizer_config.json"  # a Hugging Face tokenizer is copied with the old length
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": length}, indent=2))
 
 
 def _end_with(model: PreTrainedModel, eos_id: int) -> None:
@@ -83,9 +85,10 @@ def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Ten
         module, _, leaf = name.removeprefix(PREFIX).rpartition(".")
         renamed[f"{module}.modules_to_save.default.{leaf}" if module in whole else f"{module}.{leaf}"] = tensor
     _fill(model, renamed)
-    with loading():
-        adapted.save_pretrained(folder)
-    model.config.save_pretrained(folder)
+    with written_whole(folder) as written:
+        with loading():
+            adapted.save_pretrained(written)
+        model.config.save_pretrained(written)
 
 
 def plain_model(extension: Extension) -> PreTrainedModel:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -17,6 +14,7 @@ from lm import __version__
 from lm.data.tokenizers import Tokenizer
 from lm.hf.bundle import AUTO_MAP, write_remote_code
 from lm.hf.configuration import BraidConfig
+from lm.hf.folders import written_whole
 from lm.hf.loading import loading
 from lm.hf.modeling import BraidForCausalLM
 from lm.hf.tokenizer import save_fast_tokenizer
@@ -77,24 +75,13 @@ def export_model(
     Raises:
         UserError: the tokenizer has no exact Hugging Face form.
     """
-    # Beside it, so that moving the files is a rename.
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        written = Path(name)
+    with written_whole(folder) as written:
         model = in_memory(options, weights, tokenizer)
-        # Saving imports DeepSpeed, which otherwise prints that it guesses.
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         with loading():
             model.save_pretrained(written, max_shard_size=max_shard_size)
         save_fast_tokenizer(tokenizer, written, options.max_position_embeddings or model.config.max_position_embeddings)
         write_remote_code(written)
         (written / "README.md").write_text(_card(folder.absolute().name, model, options, training), encoding="utf-8")
-        folder.mkdir(exist_ok=True)
-        for stale in folder.glob("model*.safetensors*"):
-            stale.unlink()
-        for path in written.iterdir():
-            shutil.move(path, folder / path.name)
 
 
 def in_memory(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> BraidForCausalLM:

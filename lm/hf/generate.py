@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import lm.hf  # noqa: F401 - registers Braid models with the Auto classes
 from lm.errors import UserError
-from lm.hf.loading import loading
+from lm.hf.loading import from_pretrained
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,12 @@ class Stream(TextStreamer):  # type: ignore[misc]
         return line
 
 
-def generate(folder: str, prompt: str, sampling: Sampling) -> None:
+def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
     """Continues a prompt; text goes to stdout, speed to stderr. Ctrl-C ends the text and raises KeyboardInterrupt."""
-    model, tokenizer = _load(folder)
     inputs = tokenizer(prompt, return_tensors="pt")
     if inputs["input_ids"].shape[1] == 0:
         raise UserError("--prompt: it is empty and this tokenizer begins no text by itself; give some text")
-    _seed(sampling)
+    _prepare(model, sampling)
     stream = Stream(tokenizer)
     try:
         _answer(model, inputs, sampling, stream)
@@ -77,12 +77,11 @@ def generate(folder: str, prompt: str, sampling: Sampling) -> None:
         print(stream.speed, file=sys.stderr)
 
 
-def chat(folder: str, sampling: Sampling) -> None:
+def chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
     """A conversation over stdin and stdout. Ctrl-C ends an answer, or the conversation where it waits for a line."""
-    model, tokenizer = _load(folder)
     if not tokenizer.chat_template:
-        raise UserError(f"{folder}: the tokenizer has no chat template; `braid generate` continues plain text")
-    _seed(sampling)
+        raise UserError("the tokenizer has no chat template; `braid generate` continues plain text")
+    _prepare(model, sampling)
     messages: list[dict[str, str]] = []
     while True:
         try:
@@ -102,17 +101,19 @@ def chat(folder: str, sampling: Sampling) -> None:
         messages.append({"role": "assistant", "content": tokenizer.decode(stream.tokens, skip_special_tokens=True)})
 
 
-def _load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a Hugging Face folder or Hub id. Raises UserError where there are none."""
     try:
-        with loading():
-            model = AutoModelForCausalLM.from_pretrained(folder).eval()
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = from_pretrained(AutoModelForCausalLM, folder)
+        tokenizer = from_pretrained(AutoTokenizer, folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {error}") from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+        where = folder if Path(folder).exists() else f"{folder} is no folder here, and on the Hub"
+        raise UserError(f"{where}: {str(error).strip().splitlines()[0]}") from None
+    return model, tokenizer
 
 
-def _seed(sampling: Sampling) -> None:
+def _prepare(model: PreTrainedModel, sampling: Sampling) -> None:
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
 

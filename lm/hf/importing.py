@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from transformers import (
 from lm.errors import UserError
 from lm.hf.configuration import BraidConfig
 from lm.hf.families import describe, translate
-from lm.hf.loading import forget_gguf, loading, parsed_gguf
+from lm.hf.folders import written_whole
+from lm.hf.loading import forget_gguf, from_pretrained, loading, parsed_gguf
 from lm.hf.patterns import Layer, assemble, with_pattern
 from lm.model.options import ModelOptions
 
@@ -63,6 +63,8 @@ def import_model(
         raise UserError(f"{folder}: not empty; name a new folder for the imported model")
     origin = _Origin.find(source)
     theirs = origin.config()
+    if isinstance(theirs, BraidConfig):
+        raise UserError(f"{source}: it is a Braid model already; `braid graft` puts other mixers into one")
     try:
         described = describe(theirs)
     except UserError as error:
@@ -82,18 +84,14 @@ def import_model(
     del original
     model, report = assemble(config, state, dtype, seed)
     model.generation_config = generation_config
-    if not torch.cuda.is_available():
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # saving imports DeepSpeed, which otherwise prints that it guesses
-    with loading():
-        model.save_pretrained(folder)
     no_tokenizer = None
-    try:
+    with written_whole(folder) as written:
         with loading():
-            AutoTokenizer.from_pretrained(origin.place, **origin.file).save_pretrained(folder)
-    except (OSError, ValueError) as error:
-        no_tokenizer = str(error).strip().split("\n")[0]
+            model.save_pretrained(written)
+        try:
+            from_pretrained(AutoTokenizer, origin.place, **origin.file).save_pretrained(written)
+        except (OSError, ValueError) as error:
+            no_tokenizer = str(error).strip().split("\n")[0]
     forget_gguf()
     return Imported(config, report, model.num_parameters(), dtype, no_tokenizer)
 
@@ -121,8 +119,7 @@ class _Origin:
     def config(self) -> PreTrainedConfig:
         head_dim = None if self.gguf is None else check_gguf(Path(self.place, self.gguf))
         try:
-            with loading():
-                config = AutoConfig.from_pretrained(self.place, **self.file)
+            config = from_pretrained(AutoConfig, self.place, **self.file)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.place}: {error}") from None
         if head_dim is not None:
@@ -131,10 +128,9 @@ class _Origin:
 
     def model(self, config: PreTrainedConfig) -> PreTrainedModel:
         extra = self.file if self.gguf is None else self.file | {"quantization_config": GgufConfig(dequantize=True)}
-        with loading():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                self.place, config=config, output_loading_info=True, **extra
-            )
+        model, info = from_pretrained(
+            AutoModelForCausalLM, self.place, config=config, output_loading_info=True, **extra
+        )
         if info["missing_keys"]:
             raise UserError(f"{self.place}: the weights {', '.join(sorted(info['missing_keys']))} are missing")
         return model

@@ -1,19 +1,74 @@
-"""How transformers is asked for a model: without bars of its own, and with a GGUF file parsed once."""
+"""How transformers is asked for a model: nothing is unpickled or run, no bars are drawn, a GGUF file is parsed once."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.utils import logging
 
-from lm.errors import UserError
+from lm.errors import UserError, did_you_mean
+
+
+def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
+    """`kind.from_pretrained(place)` for an Auto class, which unpickles nothing and runs no code that a folder brings.
+
+    transformers alone would unpickle weights where there are no others, and would ask on a terminal whether to run
+    what the folder brings.
+
+    Raises:
+        UserError: it is not there, its weights are pickled, its code would have to be run, or its index names files
+            outside the folder.
+        OSError, ValueError: as transformers does.
+    """
+    if absent := absent_here(place):
+        raise UserError(absent)
+    extra = {"use_safetensors": True} if kind is AutoModelForCausalLM and "gguf_file" not in settings else {}
+    if extra:
+        _require_plain_weights(Path(place))
+    try:
+        with loading():
+            return kind.from_pretrained(place, trust_remote_code=False, **extra, **settings)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(f"{place}: the model is Python code that comes with it, which braid does not run") from None
+
+
+def absent_here(place: str | Path) -> str:
+    """What to say of a path that leads nowhere, so that nobody looks for it on the Hub; of all other names nothing."""
+    path = Path(place)
+    beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    a_hub_id = len(path.parts) == 1 or (len(path.parts) == 2 and not path.is_absolute() and not path.parent.is_dir())
+    if path.exists() or (a_hub_id and not str(place).startswith((".", "~"))):
+        return ""
+    return f"{place}: there is no such file or folder.{did_you_mean(str(path), beside)}"
+
+
+def _require_plain_weights(folder: Path) -> None:
+    for index in folder.glob("*.index.json"):
+        try:
+            names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} cannot be read as an index of weights: {error!r}") from None
+        for name in sorted(names):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise UserError(f"{index} names a file outside its folder, '{name}': it is not read")
+    pickled = sorted(folder.glob("*.bin"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder}: the weights are pickled ({pickled[0].name}), and reading those can run any code. Where you "
+            "trust them, write them anew: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) does it"
+        )
 
 
 @contextmanager
@@ -23,6 +78,8 @@ def loading() -> Iterator[None]:
     Downloads keep theirs. A GGUF file, which transformers parses for the configuration, the tokenizer and the weights
     each, is parsed once (`parsed_gguf`).
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which saving imports, prints that it guesses
     hook = logging.set_tqdm_hook(lambda factory, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
     try:
         with _parsed_gguf_inside():

@@ -6,9 +6,12 @@ from lm.data.prepare import Prepared, prepare
 from lm.errors import UserError
 from lm.train.distributed import World
 from lm.train.folder import Run
-from lm.train.format import short_number
+from lm.train.format import counted, short_number
 from lm.train.progress import Progress
 from lm.train.timeline import Span
+
+FEW_HELD_OUT = 4096
+"""Held-out tokens below which a loss over them tells little: its standard error is above 0.03 nats or so."""
 
 
 def prepare_on_all_ranks(run: Run, world: World, progress: Progress) -> Prepared:
@@ -48,12 +51,13 @@ def summary(prepared: Prepared, tokens: int) -> str:
         return f"rows are made as they are read; held out {rows:,}; the run reads {short_number(tokens)} tokens"
     masked = train.targets < train.tokens - train.documents
     fitting = ((train.cut, "prompts cut to a row"), (train.dropped, "samples dropped as longer than a row"))
+    few = " (few: raise data.validation.fraction)" if 0 < held_out.tokens < FEW_HELD_OUT else ""
     return (
-        f"{train.documents:,} documents, {short_number(train.tokens)} tokens"
+        f"{counted(train.documents, 'document')}, {short_number(train.tokens)} tokens"
         + (f", {short_number(train.targets)} of them to learn; " if masked else "; ")
         + "".join(f"{number:,} {what}; " for number, what in fitting if number)
-        + f"held out {held_out.documents:,}, {short_number(held_out.tokens)}; "
-        f"the run reads {short_number(tokens)}, {short_number(tokens / train.tokens)} epochs"
+        + f"held out {counted(held_out.documents, 'document')}, {short_number(held_out.tokens)} tokens{few}; "
+        f"the run reads {short_number(tokens)} tokens, {short_number(tokens / train.tokens)} epochs"
     )
 
 

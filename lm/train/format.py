@@ -16,6 +16,11 @@ def short_number(value: float, digits: int = 3) -> str:
     return _significant(value, digits)
 
 
+def counted(count: int, what: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def _significant(value: float, digits: int) -> str:
     if value == int(value) and abs(value) < 1000:
         return str(int(value))

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from lm.data.cache import OutsideError, inside
 from lm.errors import UserError
 from lm.train.tensor_file import FileEntry, read_entry, sync_folder, write_text
 
@@ -77,7 +78,11 @@ def files_of(folder: Path) -> dict[str, FileEntry]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         found = manifest["format"]
         if found == FORMAT:
+            for name in manifest["files"]:
+                inside(folder, name)
             return {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+    except OutsideError:
+        raise
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
     except OSError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.arguments import positive
+from lm.arguments import lengths, one_of, words
 from lm.errors import UserError, did_you_mean
 from lm.verbs.verb import Verb
 
@@ -58,8 +59,19 @@ def _bench(chosen: argparse.Namespace) -> None:
 
         if chosen.files:
             raise UserError(f"braid bench {chosen.what} reads no files; `report` does: {chosen.files[0]}")
+        if chosen.json is not None:
+            _require_place(chosen.json)
         clock = CPU if chosen.cpu_time else WALL
         write_figures(chosen.json, clock, WHAT[chosen.what](chosen, clock))
+
+
+def _require_place(file: Path) -> None:
+    """Raises UserError where the figures could not be written, before they are taken."""
+    found = next(place for place in (file, *file.absolute().parents) if place.exists())
+    if found == file and not file.is_file():
+        raise UserError(f"--json: {file} is a folder: name a file in it")
+    if not os.access(found, os.W_OK) or (found != file and not found.is_dir()):
+        raise UserError(f"--json: {file} cannot be written: choose another place")
 
 
 def _known(names: tuple[str, ...] | None, known: dict[str, Any], what: str) -> tuple[str, ...] | None:
@@ -69,23 +81,20 @@ def _known(names: tuple[str, ...] | None, known: dict[str, Any], what: str) -> t
     return names
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(positive(word) for word in text.split(","))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
-
-
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=(*WHAT, "report"), help="what to measure, or `report` to draw figures")
+    parser.add_argument(
+        "what",
+        type=one_of((*WHAT, "report")),
+        metavar="WHAT",
+        help=f"{', '.join(WHAT)}: what to measure; report: draw figures",
+    )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="for `report`: what --json wrote")
     parser.add_argument("--quick", action="store_true", help="short lengths and few rounds, within 50 seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     parser.add_argument(
-        "--lengths", type=_lengths, metavar="N,N", help="tokens of a row; decode: of the cache, loss: of the batch"
+        "--lengths", type=lengths, metavar="N,N", help="tokens of a row; decode: of the cache, loss: of the batch"
     )
-    parser.add_argument("--only", type=_names, metavar="NAME,NAME", help="these mixers or models alone")
+    parser.add_argument("--only", type=words, metavar="NAME,NAME", help="these mixers or models alone")
     parser.add_argument("--forward", action="store_true", help="mixers: no backward passes")
     parser.add_argument(
         "--cpu-time",
@@ -93,7 +102,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="count CPU time, which other processes disturb less; with OMP_NUM_THREADS=1",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("docs"), metavar="FOLDER", help="report: where the curves go; docs"
+        "--output", type=Path, default=Path("docs"), metavar="DIR", help="report: where the curves go (default: docs)"
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.arguments import positive
+from lm.arguments import not_negative, positive
 from lm.errors import UserError
 from lm.verbs.runs import config_arguments, run_with_its_text
 from lm.verbs.verb import Verb
@@ -115,27 +115,25 @@ def node(word: str) -> tuple[int, int]:
     number, _, nodes = word.partition("/")
     if number.isdecimal() and nodes.isdecimal() and 1 <= int(number) <= int(nodes):
         return int(number), int(nodes)
-    raise argparse.ArgumentTypeError(f"{word!r} is not a node of several, such as 1/8 for the first of 8")
+    raise argparse.ArgumentTypeError(f"'{word}' is not a node of several, such as 1/8 for the first of 8")
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
-    parser.add_argument("--processes", type=positive, metavar="N", help="that tokenize; one for each core if left out")
+    parser.add_argument("--processes", type=positive, metavar="N", help="that tokenize (default: one for each core)")
     parser.add_argument("--node", type=node, metavar="K/N", help="only make the shards that fall to node K of N")
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
-    parser.add_argument("--batch", type=_not_negative, default=0, metavar="I", help="the batch of step I + 1; 0")
-    parser.add_argument("--rows", type=positive, default=4, metavar="N", help="show at most so many rows; 4")
-    parser.add_argument("--characters", type=positive, default=200, metavar="N", help="of a document's ends; 200")
+    parser.add_argument(
+        "--batch", type=not_negative, default=0, metavar="I", help="the batch of step I + 1 (default: 0)"
+    )
+    parser.add_argument("--rows", type=positive, default=4, metavar="N", help="show at most so many rows (default: 4)")
+    parser.add_argument(
+        "--characters", type=positive, default=200, metavar="N", help="of a document's ends (default: 200)"
+    )
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write the mix, lengths and epochs as SVG files")
-
-
-def _not_negative(word: str) -> int:
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number from 0 on")
-    return int(word)
 
 
 VERBS = {
@@ -144,6 +142,7 @@ VERBS = {
         _prepare_arguments,
         "Train the tokenizer and tokenize the sources ahead of a run; called again, go on.",
         "braid prepare configs/quickstart.yaml",
+        resumes=True,
     ),
     "data": Verb(
         _data,

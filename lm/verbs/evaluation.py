@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.arguments import not_negative, positive
+from lm.arguments import lengths, not_negative, one_of, positive, words
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
@@ -31,7 +31,8 @@ def _eval(chosen: argparse.Namespace) -> None:
             f"braid eval MODEL takes one model, not also '{chosen.results[0]}'. "
             "To set results side by side: braid eval compare DIR DIR"
         )
-    output = chosen.output or Path("runs", "evaluations", Path(chosen.model).name)
+    place = Path(chosen.model).expanduser()
+    output = chosen.output or Path("runs", "evaluations", (place.resolve() if place.exists() else place).name)
     if chosen.harness:
         _harness(chosen, output)
         return
@@ -98,60 +99,83 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         "results", nargs="*", default=[], metavar="DIR", help="after `compare`: folders that evaluations wrote"
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--tasks", type=_words, metavar="A,B", help="tasks and suites by name; all, if none and no text")
-    which.add_argument("--suite", type=_words, dest="tasks", metavar="NAME", help="the same")
+    which.add_argument(
+        "--tasks", type=words, metavar="A,B", help="tasks and suites by name (default: all, where no text is named)"
+    )
+    which.add_argument("--suite", type=words, dest="tasks", metavar="NAME", help="another name of --tasks")
     which.add_argument("--longbench", metavar="DATA", help="LongBench: its data.zip or data folder, or a Hub id")
-    which.add_argument("--harness", type=_words, metavar="A,B", help="tasks of lm-evaluation-harness, or task files")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="runs/evaluations/MODEL; for compare, a .html file")
+    which.add_argument("--harness", type=words, metavar="A,B", help="tasks of lm-evaluation-harness, or task files")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="(default: runs/evaluations/MODEL); of compare, a .html file (default: comparison.html)",
+    )
     parser.add_argument("--adapter", metavar="DIR", help="an adapter over MODEL")
     parser.add_argument("--revision", metavar="NAME", help="of a model on the Hub")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="fp32 on a CPU, as saved on a GPU")
+    parser.add_argument(
+        "--dtype",
+        type=one_of(("fp32", "bf16", "fp16")),
+        metavar="NAME",
+        help="fp32, bf16 or fp16 (default: fp32 on a CPU, as saved on a GPU)",
+    )
     parser.add_argument("--apply-chat-template", action="store_true", help="for --longbench and --harness")
     _suite_arguments(parser.add_argument_group("the offline suite"))
     longbench = parser.add_argument_group("LongBench")
-    longbench.add_argument("--longbench-tasks", type=_words, metavar="A,B", help="by name; all of them if left out")
+    longbench.add_argument("--longbench-tasks", type=words, metavar="A,B", help="by name (default: all of them)")
     longbench.add_argument("--longbench-e", action="store_true", help="LongBench-E")
     harness = parser.add_argument_group("lm-evaluation-harness")
-    harness.add_argument("--include-path", type=Path, metavar="DIR", help="a folder of task files")
-    harness.add_argument("--num-fewshot", type=not_negative, metavar="N", help="examples in prompts; as a task says")
+    harness.add_argument(
+        "--include-path",
+        type=Path,
+        metavar="DIR",
+        help="a folder of task files; Python that they name by !function is run",
+    )
+    harness.add_argument(
+        "--num-fewshot", type=not_negative, metavar="N", help="examples in prompts (default: as a task says)"
+    )
     harness.add_argument("--limit", type=_limit, metavar="X", help="documents of a task, or a share below 1")
     harness.add_argument("--metadata", type=_object, metavar="JSON", help="such as '{\"max_seq_lengths\": [4096]}'")
     harness.add_argument("--gen-kwargs", type=_object, metavar="JSON", help="replace generation arguments")
-    harness.add_argument("--max-length", type=positive, metavar="N", help="tokens read at once; the model's context")
-    harness.add_argument("--truncation", choices=("left", "middle"), help="what a longer prompt loses; left")
+    harness.add_argument(
+        "--max-length", type=positive, metavar="N", help="tokens read at once (default: the model's context)"
+    )
+    harness.add_argument(
+        "--truncation",
+        type=one_of(("left", "middle")),
+        metavar="END",
+        help="what a longer prompt loses, left or middle (default: left)",
+    )
     harness.add_argument("--log-samples", action="store_true", help="write every prompt and answer, too")
     harness.add_argument("--confirm-run-unsafe-code", action="store_true", help="of tasks that run written code")
 
 
 def _suite_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a sample, 512,1024,2048,4096")
-    group.add_argument("--samples", type=positive, metavar="N", help="of each task and length; 50")
-    group.add_argument("--seed", type=not_negative, metavar="N", help="decides the samples; 42")
-    group.add_argument("--haystack", type=Path, metavar="PATH", help="text to hide things in; Python's documentation")
+    group.add_argument(
+        "--lengths", type=lengths, metavar="N,N", help="tokens of a sample (default: 512,1024,2048,4096)"
+    )
+    group.add_argument("--samples", type=positive, metavar="N", help="of each task and length (default: 50)")
+    group.add_argument("--seed", type=not_negative, metavar="N", help="decides the samples (default: 42)")
+    group.add_argument(
+        "--haystack", type=Path, metavar="PATH", help="text to hide things in (default: Python's documentation)"
+    )
     group.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD v2.0's dev file, for qa_1")
     group.add_argument("--hotpotqa", type=Path, metavar="FILE", help="HotpotQA's distractor dev file, for qa_2")
-    group.add_argument("--perplexity", type=Path, nargs="*", metavar="TEXT", help="of these; Python's documentation")
-    group.add_argument("--protocols", type=_words, metavar="A,B", help="ways to measure it")
-    group.add_argument("--evaluator", metavar="MODEL", help="finds key tokens; the evaluated model itself")
-    group.add_argument("--text-tokens", type=positive, metavar="N", help="of each text; 32768")
-    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="keeps written samples; .cache/braid/questions")
-    group.add_argument("--batch-tokens", type=positive, metavar="N", help="of one forward; 16384")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """`a,b` as names, each once."""
-    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not words:
-        raise argparse.ArgumentTypeError(f"'{text}' names nothing")
-    return words
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    """`512,1024` as numbers, each once."""
-    try:
-        return tuple(dict.fromkeys(map(positive, _words(text))))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}': lengths are whole numbers, as in 512,1024") from None
+    group.add_argument(
+        "--perplexity", type=Path, nargs="*", metavar="TEXT", help="of these texts (default: Python's documentation)"
+    )
+    group.add_argument(
+        "--protocols",
+        type=words,
+        metavar="A,B",
+        help="ways to measure it (default: strided,disjoint,last-tokens,by-position)",
+    )
+    group.add_argument("--evaluator", metavar="MODEL", help="finds key tokens (default: the evaluated model itself)")
+    group.add_argument("--text-tokens", type=positive, metavar="N", help="of each text (default: 32768)")
+    group.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="keeps written samples (default: .cache/braid/questions)"
+    )
+    group.add_argument("--batch-tokens", type=positive, metavar="N", help="of one forward (default: 16384)")
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -182,5 +206,6 @@ VERBS = {
         _eval_arguments,
         "Evaluate a model on long contexts, or compare results; called again, it goes on.",
         "braid eval runs/quickstart --tasks passkey --lengths 512,1024",
+        resumes=True,
     ),
 }

@@ -27,5 +27,6 @@ VERBS = {
         config_arguments,
         "Replace mixers of a pretrained model: regress the new ones, then train the whole; called again, resume.",
         "braid graft configs/graft-smollm2.yaml train.steps=20",
+        resumes=True,
     ),
 }

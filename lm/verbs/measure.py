@@ -34,7 +34,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="changes to its run file, for example measure.windows=8",
     )
     parser.add_argument(
-        "--control", type=Path, metavar="RUN2", help="a finished run with full attention and the same steps, beside it"
+        "--control", type=Path, metavar="RUN", help="a finished run with full attention and the same steps, beside it"
     )
     parser.add_argument("--again", action="store_true", help="measure anew what is there already")
 
@@ -43,7 +43,8 @@ VERBS = {
     "measure": Verb(
         _measure,
         _arguments,
-        "Compare an extension before and after: perplexity by length, passkey, cost; in its report.",
+        "Compare an extension before and after, in its report: perplexity, passkey, cost; called again, go on.",
         "braid measure runs/extend-smollm2 --control runs/full-attention",
+        resumes=True,
     ),
 }

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lm.arguments import above_zero, positive, share
+from lm.arguments import above_zero, positive, share, whole
 from lm.errors import UserError
 from lm.verbs.verb import Verb
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def _import(chosen: argparse.Namespace) -> None:
     import yaml
 
     from lm.hf.importing import import_model
+    from lm.train.progress import Progress
 
     mixers = None
     if chosen.mixers is not None:
@@ -26,26 +31,51 @@ def _import(chosen: argparse.Namespace) -> None:
             raise UserError(f"--mixers: {error}") from None
         if not isinstance(mixers, dict) or not all(isinstance(mixer, dict) for mixer in mixers.values()):
             raise UserError("--mixers: mixers by name, for example '{rat: {kind: rat, chunk_size: 32}}'")
-    print(import_model(chosen.model, chosen.folder, chosen.layers, mixers, chosen.seed))
+    with Progress().phase(f"importing {chosen.model}"):
+        imported = import_model(chosen.model, chosen.folder, chosen.layers, mixers, chosen.seed)
+    print(imported)
 
 
 def _export(chosen: argparse.Namespace) -> None:
     from lm.export import export_run
+    from lm.train.progress import Progress
 
-    training = export_run(chosen.run_folder, chosen.folder, chosen.adapter_only, chosen.average)
+    with Progress().phase(f"exporting {chosen.run_folder}"):
+        training = export_run(chosen.run_folder, chosen.folder, chosen.adapter_only, chosen.average)
     print(f"{chosen.folder}: the model after {training.steps:,} steps, {training.tokens:,} tokens")
 
 
 def _generate(chosen: argparse.Namespace) -> None:
+    sampling = _sampling(chosen)
     from lm.hf.generate import Sampling, generate
 
-    generate(chosen.folder, chosen.prompt, Sampling(**_sampling(chosen)))
+    generate(*_opened(chosen.folder), chosen.prompt, Sampling(**sampling))
 
 
 def _chat(chosen: argparse.Namespace) -> None:
+    sampling = _sampling(chosen)
     from lm.hf.generate import Sampling, chat
 
-    chat(chosen.folder, Sampling(**_sampling(chosen)))
+    chat(*_opened(chosen.folder), Sampling(**sampling))
+
+
+def _opened(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a run, finished or not, or of a Hugging Face folder."""
+    from rich.console import Console
+
+    from lm.train.progress import Progress
+    from lm.train.report.data import RUN_FILE
+
+    # Text alone goes to standard output, and to a file of errors no bar.
+    screen = Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty()))
+    with screen.phase(f"opening {folder}"):
+        if Path(folder, RUN_FILE).is_file():
+            from lm.export import model_of_run, read_run
+
+            return model_of_run(read_run(Path(folder)))
+        from lm.hf.generate import load
+
+        return load(folder)
 
 
 def _sampling(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -65,9 +95,15 @@ def _flag(name: str) -> str:
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a Hub id, or a .gguf file")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the Braid model goes; new or empty")
-    parser.add_argument("--layers", metavar="PATTERN", help="another pattern of as many layers; weights that fit stay")
+    parser.add_argument(
+        "--layers",
+        metavar="PATTERN",
+        help="another pattern of as many layers; weights that fit stay (default: the model's own)",
+    )
     parser.add_argument("--mixers", metavar="YAML", help="mixers of that pattern, as YAML or a .yaml file")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the weights that are new")
+    parser.add_argument(
+        "--seed", type=whole, default=0, metavar="N", help="draws the weights that are new (default: 0)"
+    )
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +121,14 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a Hugging Face folder or Hub id of any causal model")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="at most so many tokens; 256 if left out")
+    parser.add_argument("folder", metavar="MODEL", help="a run, an export, a Hugging Face folder or Hub id")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="at most so many tokens (default: 256)")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--temperature", type=above_zero, metavar="X", help="0.8 if left out")
-    parser.add_argument("--top-p", type=share, metavar="P", help="draw from the likeliest share P; 0.95 if left out")
-    parser.add_argument("--seed", type=int, metavar="N", help="makes the draw repeatable")
+    parser.add_argument(
+        "--temperature", type=above_zero, metavar="X", help="draw from softmax(logits / X) (default: 0.8)"
+    )
+    parser.add_argument("--top-p", type=share, metavar="P", help="draw from the likeliest share P (default: 0.95)")
+    parser.add_argument("--seed", type=whole, metavar="N", help="makes the draw repeatable")
 
 
 VERBS = {

@@ -105,7 +105,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--world-size",
         type=positive,
         metavar="N",
-        help="ranks that share the memory; left out: as few as the run can have",
+        help="ranks that share the memory (default: as few as the run can have)",
     )
     parser.add_argument("--json", action="store_true", help="figures for programs instead of a table")
 
@@ -120,6 +120,7 @@ VERBS = {
         _train_arguments,
         "Pretrain a model from a run file; called again, resume.",
         "braid train configs/quickstart.yaml train.steps=10",
+        resumes=True,
     ),
     "plan": Verb(
         _plan,

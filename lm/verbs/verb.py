@@ -15,3 +15,5 @@ class Verb:
     arguments: Callable[[argparse.ArgumentParser], None]
     summary: str
     example: str
+    resumes: bool = False
+    """Whether it goes on where it was left, when it is called again with the same words."""

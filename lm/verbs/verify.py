@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lm.arguments import positive
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
@@ -27,8 +28,10 @@ def _verify(chosen: argparse.Namespace) -> None:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the run's output folder")
-    parser.add_argument("--step", type=int, help="of the checkpoint; left out: the newest that can be verified")
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the train.output_dir of a run")
+    parser.add_argument(
+        "--step", type=positive, metavar="N", help="of the checkpoint (default: the newest that can be verified)"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",

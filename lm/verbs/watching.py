@@ -26,7 +26,7 @@ def _watch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", metavar="PROJECT", help="the log.project of the runs")
-    parser.add_argument("--entity", metavar="NAME", help="user or team that it belongs to; the login's own if left out")
+    parser.add_argument("--entity", metavar="NAME", help="user or team that it belongs to (default: the login's own)")
 
 
 VERBS = {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from eval.compare import contrasts, labels, mean_rows
+from eval.compare import contrasts, labels, mean_rows, print_comparison
 from eval.page import render
 from eval.results import ResultFolder, Results, SampleFile, cells, common_tasks
 from lm.cli import main
@@ -99,9 +101,19 @@ def test_the_command_prints_the_table_and_writes_the_page(tmp_path: Path, capsys
     assert main(["eval", "compare", *folders, "--output", str(page)]) == 0
     said = capsys.readouterr().out
     assert "two against one: percent [95 % interval]" in said
+    assert re.search(r"key +│ +512 │ +50\.0 │ +100\.0 │ +\+50\.0 \[\+0\.0, \+100\.0\] │ +0\.5 │ +2/0 │", said)
+    assert re.search(r"chain +│ +512 │ +37\.5 │ +75\.0 │ +\+37\.5 │ +│ other prompts │", said)
     for part in ("50.0 [15.0, 85.0]", "100.0 [51.0, 100.0]", "+50.0", "0.5", "McNemar exact, 2 better, 0 worse"):
-        assert part in said
         assert part in page.read_text()
+
+
+def test_the_table_fits_into_an_ordinary_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [*records("mqar_compositional", 131_072, [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])]
+    monkeypatch.setattr("eval.compare.open_console", lambda: Console(width=100, highlight=False))
+    print_comparison([result("SmolLM2-135M", long), result("smollm2-16k", long)])
+    assert len([line for line in capsys.readouterr().out.splitlines() if "│" in line]) == 1
 
 
 def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lm.cli import VERBS, main
+from lm.cli import main
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -22,20 +21,6 @@ def test_an_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert captured.err.startswith("braid has no verb 'plna'. Did you mean 'plan'? Verbs: train, plan")
     assert captured.out == ""
-
-
-@pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_verb_explains_itself_with_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([verb, "--help"])
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    assert VERBS[verb].summary in shown
-    example = shlex.split(VERBS[verb].example.split(" > ")[0])
-    assert VERBS[verb].example in shown
-    assert example[:2] == ["braid", verb]
-    for word in example[2:]:
-        assert not word.endswith(".yaml") or (ROOT / word).exists()
 
 
 @pytest.mark.parametrize("verb", ["train", "plan", "prepare"])
@@ -96,8 +81,7 @@ def test_profiled_steps_are_an_override_like_any(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lm.verbs.runs.start", runs.append)
     assert main(["train", CONFIG, "--profile", "10-12,20", "train.steps=30"]) == 0
     assert (runs[0].train.profile, runs[0].train.steps) == ((10, 11, 12, 20), 30)
-    with pytest.raises(SystemExit):
-        main(["train", CONFIG, "--profile", "12-10"])
+    assert main(["train", CONFIG, "--profile", "12-10"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -108,7 +92,7 @@ def test_profiled_steps_are_an_override_like_any(monkeypatch: pytest.MonkeyPatch
         (["train", CONFIG, "--model.layers=(rat local)*2"], "write model.layers=(rat local)*2 without dashes"),
         (["plan", CONFIG, "--wrld-size", "2"], "braid plan has no option '--wrld-size'. Did you mean '--world-size'?"),
         (["export", "a", "b", "--adaptor-only"], "Did you mean '--adapter-only'?"),
-        (["export", "a", "b", "c"], "braid export does not expect 'c'. usage: braid export"),
+        (["export", "a", "b", "c"], "braid export: 'c' is one word too many\nusage: braid export"),
     ],
 )
 def test_a_word_that_is_not_known_gets_a_remedy(
@@ -116,12 +100,6 @@ def test_a_word_that_is_not_known_gets_a_remedy(
 ) -> None:
     assert main(words) == 2
     assert says in capsys.readouterr().err
-
-
-def test_only_the_run_file_is_required(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train"])
-    assert capsys.readouterr().err.endswith("the following arguments are required: CONFIG\n")
 
 
 @pytest.mark.launch
@@ -201,7 +179,10 @@ def test_help_waits_for_no_heavy_import() -> None:
 def test_the_entries_of_launchers_end_without_a_traceback(arguments: list[str]) -> None:
     ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == "missing.yaml: there is no such run file.\n"
+    assert (
+        ended.stderr
+        == f"missing.yaml: there is no such run file. There are some to start from in {ROOT / 'configs'}.\n"
+    )
 
 
 def test_a_plan_shows_what_ranks_exchange_that_hold_a_row_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -352,4 +352,4 @@ def test_a_base_that_is_not_there_is_named_with_its_place(config: str, missing: 
     with pytest.raises(UserError) as caught:
         load_run_file(Path(__file__).parents[2] / "configs" / f"{config}.yaml", [f"base.path={missing}"])
     place = f"command line, base.path={missing}"
-    assert str(caught.value) == f"{place}: base.path: {missing}: there is no such file or folder"
+    assert str(caught.value) == f"{place}: base.path: {missing}: there is no such file or folder."

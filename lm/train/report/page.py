@@ -169,7 +169,8 @@ def _training(data: ReportData) -> str:
         line_chart("Speed", [_line(data, "tokens_per_second", 2)], STEP, Axis("tokens per second", from_zero=True)),
         *_efficiency(data),
     ]
-    if accuracy := data.series("validation_accuracy"):
+    accuracy = data.series("validation_accuracy")
+    if len(accuracy) > 1:  # of a single evaluation the header has it
         held_out = [Series("", accuracy, "dots", colour=1)]
         charts.insert(1, line_chart("Held-out accuracy", held_out, STEP, Axis("share of targets", from_zero=True)))
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'

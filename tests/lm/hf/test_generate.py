@@ -145,7 +145,7 @@ def test_import_tells_what_is_new(llama, tmp_path, capsys):
         (["generate", "IMPORTED", "--prompt", ""], "--prompt: it is empty"),
         (["generate", "nowhere/at/all", "--prompt", "x"], "nowhere/at/all: "),
         (["generate", "IMPORTED", "--prompt", "x", "--greedy", "--top-p", "0.5", "--seed", "1"], "--seed, --top-p"),
-        (["import", "IMPORTED", "new", "--layers", "global global"], "a 'braid' model has no counterpart"),
+        (["import", "IMPORTED", "new", "--layers", "global global"], "it is a Braid model already"),
         (["import", "LLAMA", "new", "--layers", "rat rat", "--mixers", "[rat"], "--mixers: "),
         (["import", "LLAMA", "new", "--layers", "rat rat", "--mixers", "rat"], "--mixers: mixers by name"),
     ],

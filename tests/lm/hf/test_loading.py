@@ -17,9 +17,20 @@ from lm.errors import UserError
 from lm.extend.options import BaseOptions, ExtendOptions
 from lm.extend.trainee import Extension
 from lm.hf.importing import import_model
-from lm.hf.loading import forget_gguf, loading, parsed_gguf
+from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading, parsed_gguf
 
 from .test_importing import save_original, write_gguf
+
+
+def test_a_name_in_a_folder_that_is_here_is_not_looked_for_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"runs/mina: there is no such file or folder\. Did you mean 'runs/mine'"):
+        from_pretrained(AutoModelForCausalLM, "runs/mina")
+    assert not any(absent_here(name) for name in ("runs/mine", "gpt2", "organization/gpt2"))
+    assert all(absent_here(name) for name in ("./gpt2", "/gpt2", "one/two/three"))
 
 
 @pytest.fixture

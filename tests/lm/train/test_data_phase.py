@@ -30,7 +30,8 @@ def options_for(path: Path, fraction: float = 0.2, **source: object) -> DataOpti
 def test_texts_and_samples_are_summed_up(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("line\n" * 100)
     said = summary(prepare(options_for(tmp_path / "text.txt")), 4000)
-    assert said.startswith("1 documents, 402 tokens; held out 1, 102; the run reads 4K, 9.95 epochs"), said
+    assert said.endswith("; the run reads 4K tokens, 9.95 epochs"), said
+    assert said.startswith("1 document, 402 tokens; held out 1 document, 102 tokens (few: "), said
     records = [{"prompt": "x" * (20 * number), "answer": "y" * (7 * number + 1)} for number in range(10)]
     (tmp_path / "samples.json").write_text(json.dumps(records))
     prepared = prepare(options_for(tmp_path / "samples.json", 0, kind="sft"))

@@ -55,7 +55,7 @@ def test_the_data_is_summed_up_in_one_line(make_run: MakeRun, capsys: pytest.Cap
     train(run)
     said = capsys.readouterr().out.replace("\n", " ")
     assert f"{prepared.statistics.documents} documents, {short_number(tokens)} tokens; held out" in said
-    assert f"the run reads 256, {short_number(256 / tokens)} epochs" in said
+    assert f"the run reads 256 tokens, {short_number(256 / tokens)} epochs" in said
 
 
 def test_a_run_leaves_everything_behind(whole: Path, make_run: MakeRun) -> None:

@@ -1,6 +1,7 @@
 """braid prepare and braid data on a small corpus: what they print, write and refuse."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -54,8 +55,7 @@ def test_nodes_prepare_their_part_and_the_whole_is_summed(config: Path, capsys: 
 
 @pytest.mark.parametrize("node", ["0/2", "3/2", "x"])
 def test_a_node_that_is_none_is_refused(config: Path, node: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["prepare", str(config), "--node", node])
+    assert main(["prepare", str(config), "--node", node]) == 2
     assert "not a node of several" in capsys.readouterr().err
 
 
@@ -74,3 +74,13 @@ def test_a_batch_is_that_of_its_stage(config: Path, capsys: pytest.CaptureFixtur
     assert "one: 15.0% of what is read" in said.replace(f"{config.parent}/", "")
     assert main(["data", str(config), "--batch", "50", stages]) == 2
     assert "--batch 50: the last of the run's 50 is 49" in capsys.readouterr().err
+
+
+def test_pictures_of_a_source_with_a_hostile_name_are_pictures(config: Path, tmp_path: Path) -> None:
+    hostile = (tmp_path / "one").rename(tmp_path / '<script>alert("&\')")<')
+    pictures = tmp_path / "pictures"
+    assert main(["data", str(config), f"data.sources.0.path={hostile}", "--pictures", str(pictures)]) == 0
+    for path in pictures.iterdir():
+        drawing = ElementTree.fromstring(path.read_text())
+        assert not [element for element in drawing.iter() if element.tag.rpartition("}")[2] == "script"]
+        assert path.stem != "mix" or "<script>alert" in "".join(drawing.itertext())
