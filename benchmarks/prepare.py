@@ -1,6 +1,6 @@
 """Tokenizing: Braid's prepare against `datasets.map`, the same text, tokenizer and processes, in one run.
 
-    python -m benchmarks.prepare [--processes 2] [--copies 1] [--vocab-size 8192] [--skip-kills]
+    python -m benchmarks.prepare [--processes 2] [--copies 1] [--vocab-size 8192] [--only NAME] [--skip-kills]
 
 The text is the Python standard library and the documentation that comes with it, one document a file, as jsonl. Each
 side runs in a fresh process and gets to the same end: every document as `[bos] ids [eos]` on disk. For `datasets` the
@@ -34,6 +34,7 @@ from lm.data.sentencepiece_training import sample_passages, train_sentencepiece
 from lm.data.sources import find_source
 from lm.data.tokenizer_options import SentencePieceOptions
 
+TOKENIZERS = ("sentencepiece", "huggingface-unigram", "huggingface-bpe")
 CPU = """
 import resource
 def cpu():
@@ -102,7 +103,7 @@ def write_tokenizers(corpus: Path, folder: Path, vocab_size: int) -> dict[str, P
     options = SentencePieceOptions(vocab_size=vocab_size)
     passages = sample_passages(documents, options.sample_bytes).passages
     tokenizer = train_sentencepiece(options, passages)
-    folders = {name: folder / name for name in ("sentencepiece", "huggingface-unigram", "huggingface-bpe")}
+    folders = {name: folder / name for name in TOKENIZERS}
     for kind in folders.values():
         kind.mkdir()
     tokenizer.save(folders["sentencepiece"])
@@ -110,7 +111,9 @@ def write_tokenizers(corpus: Path, folder: Path, vocab_size: int) -> dict[str, P
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(passages, vocab_size, show_progress=False, special_tokens=["<s>", "</s>"])
     bpe.save(os.fspath(folders["huggingface-bpe"] / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    # In text its special tokens are text, on both sides.
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
+    config |= {"bos_token": "<s>", "eos_token": "</s>"}
     (folders["huggingface-bpe"] / "tokenizer_config.json").write_text(json.dumps(config))
     return folders
 
@@ -213,13 +216,15 @@ def main() -> None:
     parser.add_argument("--processes", type=positive, default=2, metavar="N")
     parser.add_argument("--copies", type=positive, default=1, metavar="N", help="how often the text is repeated")
     parser.add_argument("--vocab-size", type=positive, default=8192, metavar="N")
+    parser.add_argument("--only", choices=TOKENIZERS, help="one of the tokenizers; left out, all")
     parser.add_argument("--skip-kills", action="store_true", help="only the ratio")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
         size = write_corpus(corpus, chosen.copies)
         for kind, tokenizer in write_tokenizers(corpus, Path(folder), chosen.vocab_size).items():
-            measure(corpus, kind, tokenizer, chosen.processes, size, not chosen.skip_kills)
+            if chosen.only in (None, kind):
+                measure(corpus, kind, tokenizer, chosen.processes, size, not chosen.skip_kills)
 
 
 if __name__ == "__main__":
