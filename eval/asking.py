@@ -1,7 +1,9 @@
-"""Asks a model what it has not been asked yet, on all ranks, and writes every answer down as soon as it is there."""
+"""Asks a model what it has not been asked yet, on all ranks, and writes the answers down as they come."""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from lm.data.fingerprint import content_digest
 from lm.errors import UserError
 from lm.train.distributed import World
 from lm.train.progress import Progress
+
+APART_SECONDS = 15.0
+"""For so long ranks answer before they meet: one that meets others after each batch would wait for the slowest."""
 
 Key = tuple[str, int, int]
 
@@ -57,20 +62,21 @@ def ask(
 ) -> None:
     """Answers every sample that the file at `path` holds no answer to. Collective.
 
-    Ranks take the samples in turn and answer them by batches; rank 0 writes, so that a kill loses one batch of each.
+    Ranks take the samples in turn and answer them by batches; rank 0 writes. A kill loses one batch of a single rank,
+    or of several what they have answered since they met.
     """
     items = [Item(one.task, index, sample) for one in questions for index, sample in enumerate(one.samples)]
     done = world.on_rank_zero(lambda: answered(path, items))
     mine = [item for item in items[world.rank :: world.size] if item.key not in done]
-    batches = list(batched(mine, batch_tokens))
+    batches = deque(batched(mine, batch_tokens))
     board = _Board(questions, done)
     with (
         progress.phase("answering", total=sum(item.sample.length for item in items)) as phase,
         appending(SampleFile, path, world) as write,
     ):
         phase.advance(sum(item.sample.length for item in items if item.key in done))
-        for number in range(max(world.gather(len(batches)))):
-            answers = _answer(model, batches[number]) if number < len(batches) else []
+        while any(world.gather(bool(batches))):
+            answers = _answer_some(model, batches, APART_SECONDS if world.size > 1 else 0.0)
             records = [record for part in world.gather(answers) for record in part]
             for record in records:
                 write(record)
@@ -79,6 +85,15 @@ def ask(
             phase.advance(sum(record["length"] for record in records))
             phase.update(note=f"{records[-1]['task']} at {records[-1]['length']:,} tokens")
         phase.update(note="")
+
+
+def _answer_some(model: Model, batches: deque[list[Item]], seconds: float) -> list[dict[str, Any]]:
+    """Takes batches away and answers them: for about so long, at least one if there is any."""
+    begin = time.monotonic()
+    records: list[dict[str, Any]] = []
+    while batches and (not records or time.monotonic() - begin < seconds):
+        records += _answer(model, batches.popleft())
+    return records
 
 
 def _answer(model: Model, batch: Sequence[Item]) -> list[dict[str, Any]]:
