@@ -57,8 +57,15 @@ def _refusal(settings: DeepSpeedOptions) -> str | None:
 
 
 def operator_is_built() -> bool:
-    """Whether DeepSpeed's operator for files is in the cache of this machine's PyTorch."""
-    return any(_operator_folder().glob("*.so"))
+    """Whether DeepSpeed's operator for files is in the cache, built from the sources of this installation.
+
+    One of another virtual environment is built anew, since its commands name other folders.
+    """
+    import deepspeed
+
+    folder, sources = _operator_folder(), str(Path(deepspeed.__file__).parent)
+    commands = folder / "build.ninja"
+    return any(folder.glob("*.so")) and commands.is_file() and sources in commands.read_text()
 
 
 def _operator_folder() -> Path:

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 
 from lm.errors import UserError
-from lm.train import checkpoint, distributed
+from lm.train import checkpoint, distributed, nvme
 from lm.train.checkpoint import Counters
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.engine import Engine
@@ -185,3 +186,11 @@ def test_a_machine_without_libaio_or_without_the_folder_says_so(
     values = {"zero_stage": 3, "zero_optimization": offloaded(tmp_path / "none", "offload_param")}
     with pytest.raises(UserError, match=r"offload_param\.nvme_path: .*none is no folder"):
         require_asynchronous_files(DeepSpeedOptions.model_validate(values), world, print)
+
+
+def test_an_operator_of_another_installation_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvme, "_operator_folder", lambda: tmp_path)
+    (tmp_path / "async_io.so").touch()
+    for sources, built in (("/other", False), (Path(deepspeed.__file__).parent, True)):
+        (tmp_path / "build.ninja").write_text(f"c++ -I {sources}/ops/csrc")
+        assert operator_is_built() == built
