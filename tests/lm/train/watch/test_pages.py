@@ -140,6 +140,8 @@ class Terminal:
         self.master, slave = pty.openpty()
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+        for size in ("COLUMNS", "LINES"):  # readline, once imported, says them: they would hide the window's own size
+            environment.pop(size, None)
         command = [sys.executable, "-m", "lm", "watch", str(folder)]
         # A suite in the background ignores Ctrl-C, and what it starts would inherit that.
         asked = signal.signal(signal.SIGINT, signal.default_int_handler)
