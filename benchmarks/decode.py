@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from benchmarks.measure import WALL, Clock, device
+from benchmarks.measure import WALL, Clock, Save, device, under_way
 from benchmarks.peer import HEADS, VOCAB, WIDTH, llama
 from lm.hf import BraidCache, BraidConfig, BraidForCausalLM
 from lm.model.documents import Documents
@@ -113,11 +113,12 @@ def measure_cache(position: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def main(quick: bool, position: int | None, clock: Clock) -> dict[str, Any]:
-    """Measures at the position (16,384 if none is given; 2,048 if quick), prints the tables and returns the figures."""
+def main(quick: bool, position: int | None, clock: Clock, save: Save) -> None:
+    """Measures at the position (16,384 if none is given; 2,048 if quick), prints the tables and saves the figures."""
     position = position or (2_048 if quick else 16_384)
     rounds = 3 if quick else 9
-    speed, cache = measure_speed(position, rounds, clock), measure_cache(position)
+    with under_way(f"position {position:,}"):
+        speed, cache = measure_speed(position, rounds, clock), measure_cache(position)
     threads = torch.get_num_threads()
     print(f"decoding at position {position:,}: tokens/s, median of {rounds} rounds, {threads} threads, {clock.name}")
     print(f"  RAT-16 + local-1024 (Braid)            {speed['braid_tokens_per_second']:9.2f}")
@@ -127,4 +128,4 @@ def main(quick: bool, position: int | None, clock: Clock) -> dict[str, Any]:
     print(f"  RAT-16 + local-1024                    {cache['hybrid_bytes'] / 2**20:9.2f}")
     print(f"  all global                             {cache['all_global_bytes'] / 2**20:9.2f}")
     print(f"  times smaller                          {cache['times_smaller']:9.2f}")
-    return {"decode": {"position": position, "rounds": rounds, **speed, **cache}}
+    save({"decode": {"position": position, "rounds": rounds, **speed, **cache}})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import Clock, device, interleaved, mebibytes, milliseconds, peak_bytes
+from benchmarks.measure import Clock, Save, device, interleaved, mebibytes, milliseconds, peak_bytes, under_way
 from kernels.linear_cross_entropy import linear_cross_entropy
 
 VOCAB, WIDTH = 49_152, 576
@@ -19,8 +19,8 @@ ROUNDS, BUDGET = 3, 90.0
 OURS, PEER = "linear_cross_entropy", "F.linear, F.cross_entropy"
 
 
-def main(quick: bool, tokens: int | None, clock: Clock) -> dict[str, Any]:
-    """Measures, prints the table and returns the figures."""
+def main(quick: bool, tokens: int | None, clock: Clock, save: Save) -> None:
+    """Measures, prints the table and saves the figures."""
     count = tokens or (QUICK_TOKENS if quick else TOKENS)
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(count, WIDTH, generator=random).to(device()).requires_grad_()
@@ -36,10 +36,17 @@ def main(quick: bool, tokens: int | None, clock: Clock) -> dict[str, Any]:
         F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum").backward()
 
     runs = {OURS: ours, PEER: theirs}
-    seconds = interleaved(runs, ROUNDS, BUDGET, clock)
-    peaks = {name: peak_bytes(run) for name, run in runs.items()}
+    with under_way(f"{count:,} tokens"):
+        seconds = interleaved(runs, ROUNDS, BUDGET, clock)
+        peaks = {name: peak_bytes(run) for name, run in runs.items()}
     memory = None if None in peaks.values() else (peaks[PEER] or 0) / (peaks[OURS] or 1)
-    found = {"tokens": count, "vocabulary": VOCAB, "width": WIDTH, "seconds": seconds, "peak_bytes": peaks}
+    found: dict[str, Any] = {
+        "tokens": count,
+        "vocabulary": VOCAB,
+        "width": WIDTH,
+        "seconds": seconds,
+        "peak_bytes": peaks,
+    }
     found |= {"time_ratio": seconds[PEER] / seconds[OURS], "memory_ratio": memory}
     threads = torch.get_num_threads()
     print(f"{count:,} tokens, vocabulary {VOCAB:,}, width {WIDTH}, fp32, {threads} threads, {clock.name}")
@@ -47,4 +54,4 @@ def main(quick: bool, tokens: int | None, clock: Clock) -> dict[str, Any]:
     for name in runs:
         print(f"| {name} | {milliseconds(seconds[name])} | {mebibytes(peaks[name])} |")
     print(f"| ratio | {found['time_ratio']:.2f} | {'-' if memory is None else f'{memory:.2f}'} |")
-    return {"loss": found}
+    save({"loss": found})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from lm.train.environment import describe_environment
 from lm.train.memory import keep_freed_memory
 
 Run = Callable[[], object]
+Save = Callable[[Mapping[str, Any]], None]
+"""Keeps the figures so far, over those of before."""
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -116,6 +120,22 @@ def forward_and_backward(call: Callable[[], Tensor], leaves: list[Tensor]) -> Ru
         out.backward(torch.ones_like(out))
 
     return run
+
+
+@contextlib.contextmanager
+def under_way(what: str, number: int = 1, total: int = 1) -> Iterator[None]:
+    """Says on a terminal what is being measured, in a line that is gone when it is done.
+
+    A live bar would be drawn while the clock runs; this line is written before and taken back after.
+    """
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"measuring {what}, {number} of {total} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def write_figures(path: Path | None, clock: Clock, figures: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ can pass it where its kernel is the better one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,12 +23,14 @@ from benchmarks.measure import (
     WALL,
     Clock,
     Run,
+    Save,
     device,
     forward_and_backward,
     interleaved,
     mebibytes,
     milliseconds,
     peak_bytes,
+    under_way,
 )
 from kernels import gated_scan, interval_attention
 from lm.model.decoder import Decoder
@@ -164,27 +166,19 @@ def measure(
     return figures
 
 
-def measure_all(
-    lengths: Sequence[int], names: Sequence[str], directions: Sequence[bool], quick: bool, clock: Clock
-) -> Iterator[list[Figure]]:
-    """The figures of each length and direction, as they come."""
-    rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET) if quick else (ROUNDS, BUDGET)
-    for length in lengths:
-        for backward in directions:
-            if not backward or length <= LONGEST_BACKWARD:
-                yield measure(length, backward, names, rounds, budget, clock)
+def directed(backward: bool) -> str:
+    return "forward + backward" if backward else "forward"
 
 
 def table(figures: Sequence[Figure]) -> str:
     """Markdown, one line for each figure."""
     lines = []
     for figure in figures:
-        direction = "forward + backward" if figure.backward else "forward"
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f} x {figure.peer}"
         limit = "" if figure.limit is None else f"{figure.limit:.1f}"
         lines.append(
-            f"| {figure.name} | {figure.length:,} | {direction} | {milliseconds(figure.seconds)} | {ratio} | {limit} "
-            f"| {mebibytes(figure.peak_bytes)} |"
+            f"| {figure.name} | {figure.length:,} | {directed(figure.backward)} | {milliseconds(figure.seconds)} "
+            f"| {ratio} | {limit} | {mebibytes(figure.peak_bytes)} |"
         )
     return "\n".join(lines)
 
@@ -198,8 +192,9 @@ def main(
     names: Sequence[str] | None,
     directions: Sequence[bool],
     clock: Clock,
-) -> dict[str, Any]:
-    """Measures, prints the table while it grows, and returns the figures."""
+    save: Save,
+) -> None:
+    """Measures each length and direction, prints the table and saves the figures while they grow."""
     attention, scan = (operation.default(device().type) for operation in (interval_attention, gated_scan))
     print(
         f"{HEADS} heads of {HEAD_DIM}, one row, fp32, {torch.get_num_threads()} threads, "
@@ -207,8 +202,12 @@ def main(
     )
     print(HEADER, flush=True)
     chosen = lengths or (QUICK_LENGTHS if quick else LENGTHS)
-    found: list[Figure] = []
-    for figures in measure_all(chosen, names or list(kinds(chosen[0])), directions, quick, clock):
+    rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET) if quick else (ROUNDS, BUDGET)
+    asked = [(n, backward) for n in chosen for backward in directions if not backward or n <= LONGEST_BACKWARD]
+    found: list[dict[str, Any]] = []
+    for number, (length, backward) in enumerate(asked, 1):
+        with under_way(f"{length:,} tokens {directed(backward)}", number, len(asked)):
+            figures = measure(length, backward, names or list(kinds(length)), rounds, budget, clock)
         print(table(figures), flush=True)
-        found += figures
-    return {"attention": attention, "scan": scan, "mixers": [asdict(figure) for figure in found]}
+        found += map(asdict, figures)
+        save({"attention": attention, "scan": scan, "mixers": found})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from benchmarks.measure import WALL, Clock, Run, device, interleaved, mebibytes, peak_bytes
+from benchmarks.measure import WALL, Clock, Run, Save, device, interleaved, mebibytes, peak_bytes, under_way
 from benchmarks.peer import HEADS, VOCAB, WIDTH, llama
 from lm.model.decoder import LanguageModel
 from lm.model.documents import Documents
@@ -108,21 +108,24 @@ def measure(length: int, names: Sequence[str], rounds: int, budget: float, clock
     ]
 
 
-def main(quick: bool, lengths: Sequence[int] | None, names: Sequence[str] | None, clock: Clock) -> dict[str, Any]:
-    """Measures, prints the table while it grows, and returns the figures."""
+def main(quick: bool, lengths: Sequence[int] | None, names: Sequence[str] | None, clock: Clock, save: Save) -> None:
+    """Measures each length, prints the table and saves the figures while they grow."""
     print(f"a training step, {LAYERS} layers of width {WIDTH}, fp32, {torch.get_num_threads()} threads, {clock.name}")
     print(
         "| model | length | rows | tokens/s | ratio | peak MiB | parameters |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
     rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET) if quick else (ROUNDS, BUDGET)
-    found: list[Figure] = []
-    for length in lengths or (QUICK_LENGTHS if quick else LENGTHS):
-        for figure in measure(length, names or list(PATTERNS), rounds, budget, clock):
+    found: list[dict[str, Any]] = []
+    chosen = lengths or (QUICK_LENGTHS if quick else LENGTHS)
+    for number, length in enumerate(chosen, 1):
+        with under_way(f"{length:,} tokens", number, len(chosen)):
+            figures = measure(length, names or list(PATTERNS), rounds, budget, clock)
+        for figure in figures:
             print(
                 f"| {figure.name} | {figure.length:,} | {figure.rows} | {figure.tokens_per_second:,.0f} "
                 f"| {figure.ratio:.2f} | {mebibytes(figure.peak_bytes)} | {figure.parameters:,} |",
                 flush=True,
             )
-            found.append(figure)
-    return {"train": [asdict(figure) for figure in found]}
+        found += map(asdict, figures)
+        save({"train": found})

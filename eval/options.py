@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from lm.options import Options
+from lm.options import LocalPath, Options
 
 PYTHON_DOCUMENTATION = Path("python-docs")
 """Stands for the text that every Python brings."""
@@ -24,12 +24,14 @@ class SuiteOptions(Options):
     )
     samples: int = Field(default=50, ge=1, description="Samples of each task at each length.")
     seed: int = Field(default=42, ge=0, description="Decides the samples, together with task, length and tokenizer.")
-    haystack: Path | None = Field(
+    haystack: LocalPath | None = Field(
         default=None, description="Text that tasks hide things in; null is the documentation that comes with Python."
     )
-    squad: Path | None = Field(default=None, description="SQuAD v2.0's dev file, for RULER's qa_1.")
-    hotpotqa: Path | None = Field(default=None, description="HotpotQA's distractor dev file, for RULER's qa_2.")
-    cache_dir: Path = Field(default=Path(".cache/braid/questions"), description="Folder that keeps written samples.")
+    squad: LocalPath | None = Field(default=None, description="SQuAD v2.0's dev file, for RULER's qa_1.")
+    hotpotqa: LocalPath | None = Field(default=None, description="HotpotQA's distractor dev file, for RULER's qa_2.")
+    cache_dir: LocalPath = Field(
+        default=Path(".cache/braid/questions"), description="Folder that keeps written samples."
+    )
 
     @model_validator(mode="after")
     def _named_once(self) -> SuiteOptions:
@@ -55,7 +57,7 @@ class EvaluationOptions(SuiteOptions):
     lengths: tuple[Length, ...] = Field(
         default=(512, 1024, 2048, 4096), min_length=1, description="Lengths of the samples in tokens, and of windows."
     )
-    perplexity: tuple[Path, ...] = Field(
+    perplexity: tuple[LocalPath, ...] = Field(
         default=(), description="Texts to measure perplexity on: files, folders, globs; python-docs comes with Python."
     )
     protocols: tuple[str, ...] = Field(

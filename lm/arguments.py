@@ -27,7 +27,7 @@ def not_negative(text: str) -> int:
     return _number(int, text, "a whole number of 0 or more", lambda value: value >= 0)
 
 
-def above_zero(text: str) -> float:
+def temperature(text: str) -> float:
     """A finite number above 0."""
     return _number(
         float,

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def _expanded(path: Path) -> Path:
+    return Path(os.path.expanduser(path))
+
+
+LocalPath = Annotated[Path, AfterValidator(_expanded)]
+"""A file or folder of this machine; a `~` in front is the user's home, also where no shell has read it."""
 
 
 class Options(BaseModel):

@@ -107,7 +107,7 @@ class HubSource(Source):
     @property
     def _record(self) -> Path:
         """Keeps the commit that the Hub named last."""
-        return self.cache_dir.expanduser() / f"hub-{digest([self.options.path, self.hub.revision])}.json"
+        return self.cache_dir / f"hub-{digest([self.options.path, self.hub.revision])}.json"
 
     def hold(self) -> None:
         """Lets the commit count for ten minutes more: tokenizing takes hours, and then all ranks of a run look."""

@@ -18,7 +18,7 @@ from lm.data.source_options import (
     template_fields,
 )
 from lm.data.tokenizer_options import NumbersOptions, TokenizerOptions
-from lm.options import Options
+from lm.options import LocalPath, Options
 
 _Path = Annotated[
     str,
@@ -217,7 +217,7 @@ class DataOptions(Options):
         description="Train on the first so many shards of each source: a run may begin on those while `braid prepare` "
         "without this key makes the others. Left out: all.",
     )
-    cache_dir: Path = Field(
+    cache_dir: LocalPath = Field(
         default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."
     )
 

@@ -46,7 +46,7 @@ def _trained_tokenizer(options: DataOptions, sources: Sequence[Source], crew: Cr
     training = wanted.model_dump(mode="json", exclude={*EndsOptions.model_fields})
     decisive = [FORMAT, training, options.validation.model_dump(mode="json")]
     key = digest([*decisive, *(source.made_of() for source in sources)])
-    trained = load_tokenizer(cached_folder(options.cache_dir.expanduser(), f"tokenizer-{key}", build))
+    trained = load_tokenizer(cached_folder(options.cache_dir, f"tokenizer-{key}", build))
     assert isinstance(trained, SentencePieceTokenizer)
     return SentencePieceTokenizer(trained.model, "the trained tokenizer", wanted)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lm.options import Options
+from lm.options import LocalPath, Options
 
 _AddEos = Annotated[
     bool,
@@ -42,7 +41,7 @@ class SentencePieceOptions(EndsOptions):
     """An existing SentencePiece model (`path`), or one trained on the sources (`vocab_size`)."""
 
     kind: Literal["sentencepiece"] = Field(default="sentencepiece", description="SentencePiece subwords.")
-    path: Path | None = Field(
+    path: LocalPath | None = Field(
         default=None, description="An existing .model file, used as it is; excludes the keys that say how to train."
     )
     vocab_size: int | None = Field(
@@ -85,7 +84,7 @@ class HuggingFaceOptions(EndsOptions):
     """A folder with `tokenizer.json` and `tokenizer_config.json`, as `save_pretrained` writes it."""
 
     kind: Literal["huggingface"] = Field(default="huggingface", description="A Hugging Face fast tokenizer.")
-    path: Path = Field(description="The folder that holds tokenizer.json.")
+    path: LocalPath = Field(description="The folder that holds tokenizer.json.")
 
 
 class NumbersOptions(Options):

@@ -253,10 +253,9 @@ def existing_tokenizer(options: TokenizerOptions) -> Tokenizer | None:
     if isinstance(options, NumbersOptions):
         return NumbersTokenizer(options.size)
     if isinstance(options, HuggingFaceOptions):
-        return HuggingFaceTokenizer(options.path.expanduser(), options)
+        return HuggingFaceTokenizer(options.path, options)
     if options.path is not None:
-        path = options.path.expanduser()
-        return SentencePieceTokenizer(_read(path), f"data.tokenizer.path: '{path}'", options)
+        return SentencePieceTokenizer(_read(options.path), f"data.tokenizer.path: '{options.path}'", options)
     return None
 
 

@@ -134,7 +134,7 @@ def _work(
     made_of = [FORMAT, tokenizer.fingerprint, options.validation.model_dump(mode="json"), source.made_of()]
     made_of += [] if encoder is None else [encoder.fingerprint]
     made_of += [hashing.folder.name for hashing in compared[:-1]]
-    folder = options.cache_dir.expanduser() / f"tokens-{digest(made_of)}"
+    folder = options.cache_dir / f"tokens-{digest(made_of)}"
 
     def write_split(target: Path) -> None:
         (target / "split.json").write_text(json.dumps(Split.of(source, options.validation).to_json()))
@@ -150,7 +150,7 @@ def _compared(options: DataOptions, source: Source, before: Sequence[Source]) ->
     """What a source's texts are compared with for duplicates, itself last; nothing where equal texts are kept."""
     if not isinstance(source.options, SourceOptions) or not source.options.drop_duplicates:
         return []
-    cache = options.cache_dir.expanduser()
+    cache = options.cache_dir
     own = Hashing(cache, source)
     if source.options.drop_duplicates != "across":
         return [own]

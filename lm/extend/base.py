@@ -42,8 +42,8 @@ def read_config(base: BaseOptions) -> PreTrainedConfig:
     if not path.exists() and (base.path.endswith(".gguf") or not HUB_ID.fullmatch(base.path)):
         raise UserError(f"base.path: {base.path}: there is no such file or folder.")
     if base.path.endswith(".gguf"):
-        head_dim = check_gguf(Path(base.path))
-    elif Path(base.path).expanduser().is_dir() and not Path(base.path, "config.json").expanduser().exists():
+        head_dim = check_gguf(path)
+    elif path.is_dir() and not (path / "config.json").exists():
         raise UserError(f"base.path: the folder {base.path} holds no config.json: name a Hugging Face folder")
     else:
         head_dim = None
@@ -165,7 +165,7 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
     own = Path(base.path).expanduser()
     if (own / "tokenizer.json").exists() and (own / "tokenizer_config.json").exists():
         return own
-    folder = cache_dir.expanduser() / f"tokenizer-of-{digest([str(own.resolve()), base.revision])}"
+    folder = cache_dir / f"tokenizer-of-{digest([str(own.resolve()), base.revision])}"
     if not (folder / "tokenizer.json").exists():
         try:
             from_pretrained(AutoTokenizer, **place(base)).save_pretrained(folder)

@@ -154,7 +154,8 @@ class Regression:
         """The grafted model in float32. weights: the trained ones, by their names in `build`'s model."""
         renamed = {name.replace("branches.", "model.layers.", 1): tensor for name, tensor in weights.items()}
         model = self.operation.grafted(base_weights, self.seed)
-        model.load_state_dict(renamed, strict=False)
+        _, unexpected = model.load_state_dict(renamed, strict=False)
+        assert not unexpected, unexpected
         return model
 
     def save(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: Tokenizer, counters: Counters) -> None:

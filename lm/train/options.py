@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lm.options import Options
+from lm.options import LocalPath, Options
 from lm.train.optimizer_options import OptimizerOptions, check_schedule
 from lm.train.stage_options import (
     BatchWarmupOptions,
@@ -33,7 +32,7 @@ class ActivationCheckpointing(Options):
 class TrainOptions(Options):
     """How long, how much at once, how exactly, and what is kept on disk."""
 
-    output_dir: Path = Field(description="Folder of the run: checkpoints, metrics, report, final model.")
+    output_dir: LocalPath = Field(description="Folder of the run: checkpoints, metrics, report, final model.")
     steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
     global_batch_tokens: int = Field(
         ge=1, description="Tokens per optimizer step over all ranks; a multiple of data.sequence_length."

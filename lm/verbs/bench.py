@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,35 +14,35 @@ from lm.errors import UserError, did_you_mean
 from lm.verbs.verb import Verb
 
 if TYPE_CHECKING:
-    from benchmarks.measure import Clock
+    from benchmarks.measure import Clock, Save
 
 
-def _mixers(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+def _mixers(chosen: argparse.Namespace, clock: Clock, save: Save) -> None:
     from benchmarks import mixers
 
     names = _known(chosen.only, mixers.kinds(1), "mixer")
-    return mixers.main(chosen.quick, chosen.lengths, names, [False] if chosen.forward else [False, True], clock)
+    mixers.main(chosen.quick, chosen.lengths, names, [False] if chosen.forward else [False, True], clock, save)
 
 
-def _decode(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+def _decode(chosen: argparse.Namespace, clock: Clock, save: Save) -> None:
     from benchmarks import decode
 
-    return decode.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None, clock)
+    decode.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None, clock, save)
 
 
-def _train(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+def _train(chosen: argparse.Namespace, clock: Clock, save: Save) -> None:
     from benchmarks import train
 
-    return train.main(chosen.quick, chosen.lengths, _known(chosen.only, train.PATTERNS, "model"), clock)
+    train.main(chosen.quick, chosen.lengths, _known(chosen.only, train.PATTERNS, "model"), clock, save)
 
 
-def _loss(chosen: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+def _loss(chosen: argparse.Namespace, clock: Clock, save: Save) -> None:
     from benchmarks import loss
 
-    return loss.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None, clock)
+    loss.main(chosen.quick, chosen.lengths[0] if chosen.lengths else None, clock, save)
 
 
-WHAT: dict[str, Callable[[argparse.Namespace, Clock], dict[str, Any]]] = {
+WHAT: dict[str, Callable[[argparse.Namespace, Clock, Save], None]] = {
     "mixers": _mixers,
     "decode": _decode,
     "train": _train,
@@ -62,7 +63,7 @@ def _bench(chosen: argparse.Namespace) -> None:
         if chosen.json is not None:
             _require_place(chosen.json)
         clock = CPU if chosen.cpu_time else WALL
-        write_figures(chosen.json, clock, WHAT[chosen.what](chosen, clock))
+        WHAT[chosen.what](chosen, clock, partial(write_figures, chosen.json, clock))
 
 
 def _require_place(file: Path) -> None:
@@ -90,7 +91,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="for `report`: what --json wrote")
     parser.add_argument("--quick", action="store_true", help="short lengths and few rounds, within 50 seconds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too, as each length is done")
     parser.add_argument(
         "--lengths", type=lengths, metavar="N,N", help="tokens of a row; decode: of the cache, loss: of the batch"
     )

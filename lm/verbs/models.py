@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.arguments import above_zero, positive, share, whole
+from lm.arguments import positive, share, temperature, whole
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
@@ -125,7 +125,7 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="at most so many tokens (default: 256)")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument(
-        "--temperature", type=above_zero, metavar="X", help="draw from softmax(logits / X) (default: 0.8)"
+        "--temperature", type=temperature, metavar="X", help="draw from softmax(logits / X) (default: 0.8)"
     )
     parser.add_argument("--top-p", type=share, metavar="P", help="draw from the likeliest share P (default: 0.95)")
     parser.add_argument("--seed", type=whole, metavar="N", help="makes the draw repeatable")

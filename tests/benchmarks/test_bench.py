@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,20 @@ def test_ratios_are_of_one_run_and_curves_are_drawn(tmp_path: Path, capsys: pyte
     drawing = (tmp_path / "drawn" / "mixers-time-narrow.svg").read_text()
     assert drawing.count("<circle") == 6
     assert "rat 16" in drawing
+
+
+def test_lengths_that_are_done_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = mixers.measure
+
+    def until_64(length: int, *rest: Any) -> list[mixers.Figure]:
+        if length == 64:
+            raise KeyboardInterrupt
+        return measure(length, *rest)
+
+    monkeypatch.setattr(mixers, "measure", until_64)
+    words = ["bench", "mixers", "--quick", "--lengths", "32,64", "--only", "local 64", "--json"]
+    assert main([*words, str(tmp_path / "a.json")]) == 130
+    assert {figure["length"] for figure in json.loads((tmp_path / "a.json").read_text())["mixers"]} == {32}
 
 
 def test_the_other_benchmarks_tell_their_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

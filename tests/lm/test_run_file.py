@@ -54,6 +54,26 @@ def refusal(path: Path, *overrides: str) -> str:
     return str(caught.value).replace(str(path), "run.yaml")
 
 
+def test_folders_may_be_named_from_the_home_folder(
+    minimal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run files, and `train.output_dir=~/run` on a command line, are not expanded by a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = load_run_file(
+        minimal,
+        [
+            "train.output_dir=~/run",
+            "data.cache_dir=~/cache",
+            "evaluations={tasks: [passkey], lengths: [64], every: 5, haystack: ~/hay}",
+        ],
+    )
+    assert run.train.output_dir == tmp_path / "run"
+    assert run.data.cache_dir == tmp_path / "cache"
+    assert run.evaluations is not None
+    assert run.evaluations.haystack == tmp_path / "hay"
+    assert "~" not in to_yaml(run)
+
+
 def test_what_follows_from_other_keys_is_filled_in(minimal: Path) -> None:
     run = load_run_file(minimal)
     assert run.model.vocab_size == 258  # the byte tokenizer's

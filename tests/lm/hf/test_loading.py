@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 from lm.errors import UserError
+from lm.extend.model import ExtendedModel
 from lm.extend.options import BaseOptions, ExtendOptions
 from lm.extend.trainee import Extension
 from lm.hf.importing import import_model
@@ -67,6 +68,15 @@ def test_an_extension_parses_its_base_once(gguf_file: Path, parses: Counter[str]
         trainee.check(tokens=10, sequence_length=8)
     trainee.build()
     assert parses == {"model.gguf": 1}
+
+
+def test_a_base_may_lie_below_the_home_folder(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run files are not read by a shell."""
+    monkeypatch.setenv("HOME", str(gguf_file.parent))
+    for named in ("~/model.gguf", "~/original"):
+        trainee = Extension(BaseOptions(path=named), None, None, torch.float32, 1e-3)
+        trainee.check(tokens=10, sequence_length=8)
+        assert isinstance(trainee.build().model, ExtendedModel)
 
 
 def test_a_file_that_changed_is_parsed_again(gguf_file: Path, parses: Counter[str]) -> None:
