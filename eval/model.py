@@ -1,7 +1,8 @@
 """A causal Hugging Face model under evaluation: likelihoods and greedy text of rows of any lengths.
 
-Neither the batch nor the padding changes a result: rows are scored with padding behind them, where causal models do not
-look, and continued with padding before them, masked.
+Neither the batch, nor the padding, nor the rows before it change a result: rows are scored with padding behind them,
+where causal models do not look, and continued with padding before them, masked. Where rotary angles depend on the
+longest row at hand, rows come alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from eval.angles import fixed_angles, forget_longer_rows
+from eval.batches import batches, padded
 from lm.data.fingerprint import content_digest, digest
 
 LOGIT_ROWS = 512
@@ -128,15 +131,33 @@ class Model:
         if not all(len(row) for row in rows):
             raise ValueError("an empty row has no first token to begin from")
         found: list[TokenScores] = [TokenScores(np.empty(0), np.empty(0, np.bool_))] * len(rows)
-        for indices in batches([len(row) for row in rows], self.batch_tokens):
+        for indices in self._batches([len(row) for row in rows]):
             batch = [rows[index] for index in indices]
             for index, scores in zip(indices, self._score(batch), strict=True):
                 found[index] = scores
         return found
 
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """As `batches`; rows whose angles depend on the longest of their batch come alone."""
+        for batch in batches(lengths, self.batch_tokens):
+            apart = self._fixed_angles is not None and lengths[batch[0]] > self._fixed_angles
+            yield from [[index] for index in batch] if apart else [batch]
+
+    @cached_property
+    def _fixed_angles(self) -> int | None:
+        limit = fixed_angles(self.model.config)
+        if limit is not None:
+            _log.warning(
+                "%s: beyond %d tokens its rotary angles depend on the longest row, so such rows are read one by one",
+                self.name,
+                limit,
+            )
+        return limit
+
     @torch.no_grad()
     def _score(self, rows: Sequence[Row]) -> Iterator[TokenScores]:
-        ids, real = _padded(rows, left=False)
+        forget_longer_rows(self.model)
+        ids, real = padded(rows, left=False)
         ids, predicted = ids.to(self.device), real[:, 1:].to(self.device)
         # The last column predicts nothing, and may be one more than a model's table of positions has.
         states, head = self._states(ids[:, : max(ids.shape[1] - 1, 1)])
@@ -181,7 +202,7 @@ class Model:
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an empty prompt has no last token to go on from")
         found: list[list[int]] = [[]] * len(prompts)
-        for batch in batches([len(prompt) + max_new_tokens for prompt in prompts], self.batch_tokens):
+        for batch in self._batches([len(prompt) + max_new_tokens for prompt in prompts]):
             for indices in [batch] if len(batch) == 1 or self._can_batch else [[index] for index in batch]:
                 written = self._generate([prompts[index] for index in indices], max_new_tokens, stop)
                 for index, ids in zip(indices, written, strict=True):
@@ -190,6 +211,7 @@ class Model:
 
     @torch.no_grad()
     def _generate(self, prompts: Sequence[Row], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
+        forget_longer_rows(self.model)
         begin = max(map(len, prompts))
         criteria = StoppingCriteriaList([_Stopped(lambda row: self._begins_stop(row[begin:], stop))] if stop else [])
         out = self.model.generate(
@@ -201,7 +223,7 @@ class Model:
         return [row[begin:] for row in out.tolist()]
 
     def _behind_padding(self, prompts: Sequence[Row]) -> dict[str, Tensor]:
-        ids, real = _padded(prompts, left=True)
+        ids, real = padded(prompts, left=True)
         return {"input_ids": ids.to(self.device), "attention_mask": real.long().to(self.device)}
 
     @cached_property
@@ -252,30 +274,6 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         return torch.tensor([self.is_done(row) for row in input_ids.tolist()], device=input_ids.device)
-
-
-def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices of all rows in batches of at most `tokens` padded tokens, or of one row; the longest come first."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _padded(rows: Sequence[Row], *, left: bool) -> tuple[Tensor, Tensor]:
-    """The ids [rows, columns] int64 with zeros for padding, and where they are real."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    real = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(len(row))
-        ids[number, place] = torch.tensor(row)
-        real[number, place] = True
-    return ids, real
 
 
 def _scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

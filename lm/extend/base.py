@@ -25,7 +25,7 @@ from lm.data.fingerprint import digest
 from lm.errors import UserError
 from lm.extend import braid_base
 from lm.extend.options import BaseOptions, ExtendOptions
-from lm.extend.rope_plan import LENGTH_DEPENDENT, ORIGINAL, covered_context, plan_rope
+from lm.extend.rope_plan import ORIGINAL, covered_context, fixed_until, plan_rope
 from lm.hf import BraidConfig
 from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
@@ -152,8 +152,8 @@ def check_angles(config: PreTrainedConfig, sequence_length: int) -> None:
     Packed documents would not be apart, and ranks that share a row would each turn their part by angles of its own.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    longest = rope.get(ORIGINAL) or config.max_position_embeddings
-    if rope.get("rope_type") in LENGTH_DEPENDENT and sequence_length > longest:
+    longest = fixed_until(rope, config.max_position_embeddings)
+    if longest is not None and sequence_length > longest:
         raise UserError(
             f"data.sequence_length: above {longest} tokens the base's rotary positions ({rope['rope_type']}) depend on "
             f"the longest document of a batch, which is not handled; given {sequence_length}"

@@ -39,6 +39,13 @@ def covered_context(parameters: Mapping[str, Any], max_position_embeddings: int,
     return int(max_position_embeddings * parameters.get("factor", 1.0))
 
 
+def fixed_until(parameters: Mapping[str, Any], max_position_embeddings: int) -> int | None:
+    """Tokens of the longest rows whose angles do not depend on their length; None where those of no row do."""
+    if parameters.get("rope_type") not in LENGTH_DEPENDENT:
+        return None
+    return int(parameters.get(ORIGINAL) or max_position_embeddings)
+
+
 def plan_rope(
     parameters: Mapping[str, Any], covered: int, rotary_dim: int, options: RopeOptions, target_length: int
 ) -> RopePlan:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     Gemma2Config,
@@ -21,7 +19,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from eval.model import Model, batches
+from eval.model import Model
 
 NewModel = Callable[..., Model]
 
@@ -132,6 +130,38 @@ def test_a_model_that_a_batch_confuses_is_asked_one_by_one(caplog: pytest.LogCap
     assert not caplog.text
 
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.0, 3.0, 9.0, 27.0],
+    "original_max_position_embeddings": 32,
+    "factor": 4.0,
+}
+
+
+@pytest.mark.parametrize(("rope", "context"), [(DYNAMIC, 32), (LONGROPE, 128)])
+def test_longer_rows_change_no_angles_of_others(
+    new_model: NewModel, caplog: pytest.LogCaptureFixture, rope: dict[str, object], context: int
+) -> None:
+    def fresh() -> Model:
+        return new_model("llama", rope_parameters=dict(rope), max_position_embeddings=context)
+
+    given_rows = rows([20, 33, 90, 32, 60])
+    alone = [fresh().token_nll([row])[0] for row in given_rows]
+    written = [fresh().generate([row], 8)[0] for row in given_rows]
+    model = fresh()
+    for _ in range(2):
+        for found, expected in zip(model.token_nll(given_rows), alone, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert model.generate(given_rows, 8) == written
+    for row, expected in zip(given_rows, alone, strict=True):
+        np.testing.assert_allclose(model.token_nll([given_rows[2], row])[1], expected, rtol=1e-5, atol=1e-5)
+    made = 1 + 2 * len(given_rows)
+    assert caplog.text.count("beyond 32 tokens its rotary angles depend on the longest row") == made  # once each
+
+
 def test_a_context_is_what_the_model_or_its_tokenizer_says(model: Model) -> None:
     assert model.context == 128
     silent = MambaForCausalLM(MambaConfig(vocab_size=258, hidden_size=16, num_hidden_layers=1, state_size=2))
@@ -211,12 +241,3 @@ def test_rows_without_a_token_are_refused(model: Model) -> None:
         model.token_nll([[1, 2], []])
     with pytest.raises(ValueError, match="no last token"):
         model.generate([[]], 3)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 200))
-def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], tokens: int) -> None:
-    found = list(batches(lengths, tokens))
-    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    for batch in found:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= tokens
