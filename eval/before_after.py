@@ -32,8 +32,9 @@ from lm.run_file import ExtensionFile, load_run_file
 from lm.train import distributed
 from lm.train.before_after import AFTER, BEFORE, CONTROL, ROPE_ONLY, BeforeAfter, Cost, Measured
 from lm.train.claim import claimed_alone
+from lm.train.file_names import METRICS_FILE
 from lm.train.folder import RunFolder
-from lm.train.log import METRICS_FILE, read_metrics
+from lm.train.log import read_metrics
 from lm.train.progress import Progress
 from lm.train.report import save_report_data, write_report
 from lm.train.report.data import load_before_after

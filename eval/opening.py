@@ -18,7 +18,7 @@ from lm.export import model_of_run, read_run
 from lm.extend import base
 from lm.extend.options import BaseOptions
 from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading
-from lm.train.report.data import RUN_FILE
+from lm.train.file_names import RUN_FILE
 
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

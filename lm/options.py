@@ -18,9 +18,9 @@ LocalPath = Annotated[Path, AfterValidator(_expanded)]
 
 
 class Options(BaseModel):
-    """A frozen node of the run file. Unknown keys are errors, defaults are validated like values.
+    """A frozen node of the run file. Unknown keys are errors, defaults are validated like values, numbers are finite.
 
     Every field carries a `Field(description=...)`: the JSON schema and the configuration reference print it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

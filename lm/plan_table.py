@@ -24,7 +24,7 @@ def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
     if run.train.sequence_parallel > 1:
         require_whole_rows(run, world_size)
     dtype = DTYPES[run.train.precision]
-    plans = _plans(run)
+    plans = _plans(run, world_size)
     memories = [
         rank_memory(
             plans[span.source.sequence_length],
@@ -38,11 +38,11 @@ def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
     return plans[run.longest_row], max(memories, key=lambda memory: memory.total)
 
 
-def _plans(run: AnyRun) -> dict[int, Plan]:
+def _plans(run: AnyRun, world_size: int) -> dict[int, Plan]:
     """The plans of a run's model for rows of each length, longest rows included."""
     lengths = {span.source.sequence_length for span in run.timeline.spans} | {run.longest_row}
     ranks, dtype = run.train.sequence_parallel, DTYPES[run.train.precision]
-    shared = ALONE if ranks == 1 else Shared(ranks, len(run.timeline.longest_forward))
+    shared = ALONE if ranks == 1 else Shared(ranks, len(run.timeline.longest_forward(world_size // ranks)))
     return {
         length: planned(run.trainee.plan(length, dtype, shared), run.train.activation_checkpointing)
         for length in lengths
@@ -133,7 +133,7 @@ def _span(span: Span) -> str:
 
 
 def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
-    plans, spans, tokens = _plans(run), run.timeline.spans, run.timeline.tokens
+    plans, spans, tokens = _plans(run, world_size), run.timeline.spans, run.timeline.tokens
     flops = sum(plans[span.source.sequence_length].training_flops_per_token * span.tokens for span in spans)
     ranks = f"rank of {world_size}, ZeRO {run.deepspeed.zero_stage}, {run.train.precision}"
     trained = plan.parameters - plan.frozen_parameters

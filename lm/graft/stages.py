@@ -68,6 +68,7 @@ class RegressionRun(Sections):
             "global_batch_tokens": regress.global_batch_tokens,
             "gradient_clipping": None,  # layers learn apart from each other, and a norm over all would join them
             "evaluate_every": None,
+            "keep_best": False,
             "stages": (),
             "batch_warmup": None,
         }

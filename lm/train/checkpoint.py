@@ -37,7 +37,8 @@ class Counters:
     spikes: steps that the guard held back. tokens: training tokens seen. world: ranks that wrote the checkpoint.
     data: fingerprint of the prepared data. data_parts: of what it was made from, by name. frozen: of the weights that
     are not trained. unfinished: whether work that is due after this step was left for the next start. validation_loss:
-    of an evaluation after this step. guard: what the guard remembers (`lm.train.guard.Memory`).
+    of an evaluation after this step, over at most so many `validation_tokens`, or, where that is None, over all of the
+    text. guard: what the guard remembers (`lm.train.guard.Memory`).
     loss_scaler: see `Engine.loss_scaler`.
     """
 
@@ -51,6 +52,7 @@ class Counters:
     spikes: int = 0
     unfinished: bool = False
     validation_loss: float | None = None
+    validation_tokens: int | None = None
     data_parts: Mapping[str, str] = field(default_factory=dict)
     guard: Mapping[str, Any] = field(default_factory=dict)
     loss_scaler: Mapping[str, float] = field(default_factory=dict)

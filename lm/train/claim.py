@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lm.errors import UserError
 from lm.train.distributed import World
+from lm.train.file_names import LOCK_FILE
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def claimed_alone(root: Path, key: str, work: str) -> Iterator[None]:
 def _lock(root: Path, key: str, work: str) -> int:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"{key}: {root} cannot be written: {error.strerror}") from None
     try:

@@ -40,7 +40,7 @@ LAYERS = (
 
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Training": (
-        Panel("Loss", "loss|validation_loss", "nats per token"),
+        Panel("Loss", "loss|(average_)?validation_loss", "nats per token"),
         Panel("Gradient norm", "grad_norm", log=True),
         Panel("Learning rate", "learning_rate", from_zero=True),
         Panel("Held-out accuracy", "validation_accuracy", "share", from_zero=True),

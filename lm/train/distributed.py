@@ -71,10 +71,10 @@ class World:
         return replace(self, sequence=SequenceGroup(own, tuple(lengths), dtype))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in float64."""
+        """The sum over ranks, in float64, on the CPU: it has been waited for."""
         total = values.to(self.device, torch.float64, copy=True)
         dist.all_reduce(total)
-        return total
+        return total.cpu()
 
     def sum_once(self, values: torch.Tensor) -> torch.Tensor:
         """The same of what ranks that share their rows all know: it counts once for each row."""

@@ -26,12 +26,12 @@ from lm.errors import UserError
 from lm.train.claim import claimed
 from lm.train.deepspeed_options import DeepSpeedOptions
 from lm.train.distributed import World
+from lm.train.file_names import COMPLETE_FILE, RUN_FILE
 from lm.train.guard_options import GuardOptions
 from lm.train.manifest import checkpoints, step_of
 from lm.train.observe.options import ObserveOptions
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import LogOptions, TrainOptions
-from lm.train.report.data import RUN_FILE
 from lm.train.tensor_file import replace_text
 from lm.train.timeline import Timeline
 from lm.train.trainee import Trainee
@@ -80,7 +80,7 @@ class RunFolder:
         self.config = root / RUN_FILE
         self.checkpoints = root / "checkpoints"
         self.model = root / "model"
-        self._complete = root / "complete.json"
+        self._complete = root / COMPLETE_FILE
 
     def is_complete(self, run: Run) -> bool:
         """Whether the run is done: nothing is left to do for these settings.

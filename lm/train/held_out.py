@@ -44,11 +44,15 @@ class HeldOut:
     def due(self, step: int) -> bool:
         return at_interval(step, self._train.evaluate_every, self._train.steps)
 
+    def tokens(self, step: int) -> int | None:
+        """How many are read at most: of a part of the text while steps are left, then, None, of all."""
+        return self._train.evaluate_tokens if step < self._train.steps else None
+
     def __call__(self, step: int) -> Mapping[str, Any]:
-        """Evaluates; a part of the text while steps are left. Collective."""
+        """Evaluates. Collective."""
         if self._validation is None:
             return {}
-        tokens = self._train.evaluate_tokens if step < self._train.steps else None
+        tokens = self.tokens(step)
         with self._progress.phase("evaluating"):
             found = evaluate(self._engine, self._validation, step, self._train.micro_batch_size, tokens)
             averaged = self._averaged_loss(step, tokens)

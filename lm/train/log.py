@@ -16,7 +16,7 @@ progress display and the report know, each optional:
     data_seconds         of the step's time, what it waited for its rows
     peak_memory          bytes, the most so far: tensors of rank 0's GPU, or all of its process where it has none
     layer_NN             grafting, stage one: distance of the layer's new mixer from the original's; 1 is that of none
-    validation_loss      held-out loss after the step, nats per token
+    validation_loss      held-out loss after the step, nats per token; average_validation_loss: of averaged weights
     validation_accuracy  share of held-out targets that the model finds most likely
     validation_bits_per_byte
     eval/TASK@LENGTH     score of a task on the live model, a share in [0, 1]; `eval/TASK@LENGTH/nll` goes with it
@@ -34,12 +34,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from lm.train.file_names import METRICS_FILE
 from lm.train.json_lines import JsonLines, Record, plain
 from lm.train.tensorboard import TensorBoard, require_tensorboard
 from lm.train.wandb_run import WandbMode, require_wandb_login, start_wandb
-
-METRICS_FILE = "metrics.jsonl"
-RUN_FILE = "run.yaml"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -133,6 +131,8 @@ class RunLog:
         if self._metrics is not None:
             self._waiting = [waiting for waiting in self._waiting if waiting["step"] <= record["step"]]
             self._metrics.truncate_after(record["step"])
+        if self._tensorboard is not None:
+            self._tensorboard.rewind(record["step"])
         self.write(record)
 
     def sync(self) -> None:

@@ -204,7 +204,12 @@ class Training:
         """Does what is due, or leaves it for the next start where the run is to stop; what it found."""
         found = findings(periodic, self.counters.step, self.watchdog.pulse)
         held_out = None if found is None else found.get("validation_loss")
-        self.counters = replace(self.counters, unfinished=found is None, validation_loss=held_out)
+        self.counters = replace(
+            self.counters,
+            unfinished=found is None,
+            validation_loss=held_out,
+            validation_tokens=self.held_out.tokens(self.counters.step),
+        )
         return found or {}
 
     def _log(self) -> RunLog:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -131,15 +131,14 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def keep(root: Path, kept: Collection[Path]) -> None:
-    """Removes all checkpoints but `kept`, and what interrupted ones left behind.
+def tidy(root: Path, dropped: Iterable[Path]) -> None:
+    """Removes the checkpoints `dropped`, and what interrupted ones left behind.
 
-    To be called when one was written: damaged ones that it makes up for, at its step or before, go too.
+    To be called when one was written: those set aside that it makes up for, at its step or before, go too.
     """
     finished = checkpoints(root)
     reached = step_of(finished[0]) if finished else -1
     damaged = [path for path in root.glob(f"step-*{_DAMAGED}") if step_of(path.with_suffix("")) <= reached]
-    dropped = [folder for folder in finished if folder not in kept]
     for folder in [*dropped, *damaged, *root.glob(f"step-*{_WRITING}")]:
         remove(folder)
 

@@ -106,7 +106,9 @@ class TrainOptions(Options):
         default=None, ge=1, description="Checkpoints at multiples of so many steps are kept for ever; null keeps none."
     )
     keep_best: bool = Field(
-        default=False, description="Whether the checkpoint with the lowest held-out loss of those evaluated is kept."
+        default=False,
+        description="Whether the checkpoint with the lowest held-out loss is kept, of those after which "
+        "`evaluate_tokens` were read; needs evaluate_every.",
     )
     asynchronous_checkpoints: bool = Field(
         default=True,
@@ -126,6 +128,12 @@ class TrainOptions(Options):
     def _kernels_have_the_precision(self) -> TrainOptions:
         if self.attention_backend == "flash" and self.precision == "fp32":
             raise ValueError("attention_backend flash has no fp32: set precision to bf16 or fp16, or take triton")
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_is_found(self) -> TrainOptions:
+        if self.keep_best and self.evaluate_every is None:
+            raise ValueError("keep_best finds nothing to compare: set evaluate_every, or leave keep_best out")
         return self
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass
 
 import torch
 
@@ -34,35 +33,22 @@ BF16_PEAKS: tuple[tuple[str, float], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Peak:
-    """FLOP/s of one device, and in words where the figure comes from."""
-
-    flops: float
-    source: str
-
-
-def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The peak of `device`, or of this rank's share of the CPU, for matrix products in `dtype`.
+def device_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of `device`, or of this rank's share of the CPU, for matrix products in `dtype`.
 
     Data-sheet figures for bf16 on GPUs of the table; everything else is measured once (under half a second).
     """
-    kind = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        listed = data_sheet_peak(name) if dtype == torch.bfloat16 else None
-        if listed is not None:
-            return Peak(listed, f"{name}, data sheet, dense bf16")
-        return Peak(_measure(device, dtype, GPU_SIZE), f"{name}, measured by a {kind} matrix product")
+        listed = data_sheet_peak(torch.cuda.get_device_name(device)) if dtype == torch.bfloat16 else None
+        return _measure(device, dtype, GPU_SIZE) if listed is None else listed
     threads = min(torch.get_num_threads(), max(1, _cores() // _ranks_of_this_machine()))
-    flops = threads * _measure_one_thread(dtype)
-    return Peak(flops, f"CPU, {threads} x one thread's {kind} matrix product, measured")
+    return threads * _measure_one_thread(dtype)
 
 
 def peak_of_all(world: World, dtype: torch.dtype) -> float:
     """FLOP/s of the devices of all ranks together. Collective."""
     world.barrier()  # so that ranks which share a processor measure their share of it
-    return float(world.sum(torch.tensor(device_peak(world.device, dtype).flops)))
+    return float(world.sum(torch.tensor(device_peak(world.device, dtype))))
 
 
 def data_sheet_peak(name: str) -> float | None:

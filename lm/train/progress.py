@@ -100,6 +100,8 @@ def _figures(record: Mapping[str, Any]) -> str:
 
 def _validation(record: Mapping[str, Any]) -> str:
     parts = [f"held-out loss {record['validation_loss']:.4f}"]
+    if record.get("average_validation_loss") is not None:
+        parts.append(f"with averaged weights {record['average_validation_loss']:.4f}")
     if record.get("validation_accuracy") is not None:
         parts.append(f"accuracy {record['validation_accuracy']:.2%}")
     if record.get("validation_bits_per_byte") is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 from lm.train.checkpoint import Counters
@@ -18,7 +19,7 @@ def kept(found: Mapping[Path, Counters], options: TrainOptions) -> dict[Path, st
     """
     newest = list(found)[: options.keep_checkpoints]
     reasons = dict.fromkeys(newest, "newest")
-    if best := _best(found) if options.keep_best else None:
+    if best := _best(found, options.evaluate_tokens) if options.keep_best else None:
         reasons[best] = "best"
     before_spikes = {step for counters in found.values() for step in rewound_to(counters)}
     for folder in found:
@@ -27,6 +28,12 @@ def kept(found: Mapping[Path, Counters], options: TrainOptions) -> dict[Path, st
         if step_of(folder) in before_spikes:
             reasons[folder] = "before a spike"
     return reasons
+
+
+def dropped(found: Mapping[Path, Counters], options: TrainOptions) -> list[Path]:
+    """The folders that do not stay."""
+    reasons = kept(found, options)
+    return [folder for folder in found if folder not in reasons]
 
 
 def spare(found: Mapping[Path, Counters], options: TrainOptions) -> list[Path]:
@@ -41,8 +48,13 @@ def rewound_to(counters: Counters) -> Sequence[int]:
     return steps
 
 
-def _best(found: Mapping[Path, Counters]) -> Path | None:
+def _best(found: Mapping[Path, Counters], tokens: int | None) -> Path | None:
+    """That of the lowest finite loss over `tokens` of the held-out text: losses of other parts do not compare."""
     losses = {
-        folder: counters.validation_loss for folder, counters in found.items() if counters.validation_loss is not None
+        folder: counters.validation_loss
+        for folder, counters in found.items()
+        if counters.validation_loss is not None
+        and isfinite(counters.validation_loss)
+        and counters.validation_tokens == tokens
     }
     return min(losses, key=lambda folder: losses[folder], default=None)

@@ -23,8 +23,8 @@ class SamplingSettings:
     top_p: float = 0.95
     """Only the smallest set of tokens with at least this probability is drawn from."""
     seed: int = 0
-    max_seconds: float | None = 20.0
-    """Stops drawing after this time. None where ranks share the parameters, since all must stop at the same token."""
+    max_seconds: float = 20.0
+    """Stops drawing after this time."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def generate(
     try:
         with torch.no_grad():
             for _ in range(settings.max_new_tokens):
-                if settings.max_seconds is not None and time.monotonic() - begin > settings.max_seconds:
+                if time.monotonic() - begin > settings.max_seconds:
                     break
                 tokens = torch.tensor(stream, device=device)
                 logits = model(tokens, Documents.from_lengths([len(stream)], device=device))

@@ -154,7 +154,7 @@ class Saving:
         self._failures = 0
         self._saved = manifest.step_of(folder)
         if self._world.rank == 0:
-            manifest.keep(self.root, retention.kept(found(self.root), self._run.train))
+            manifest.tidy(self.root, retention.dropped(found(self.root, self._say), self._run.train))
 
     def _failed(self, error: SaveError, step: int) -> None:
         self._make_room(error)
@@ -169,7 +169,7 @@ class Saving:
             return
 
         def work() -> list[str]:
-            checkpoints = found(self.root)
+            checkpoints = found(self.root, self._say)
             spare = retention.spare(checkpoints, self._run.train)
             if not spare or manifest.damage(next(iter(checkpoints))) is not None:
                 return []
@@ -181,12 +181,12 @@ class Saving:
             self._say(f"the disk is full: {', '.join(removed)} made room for the next checkpoint")
 
 
-def found(root: Path) -> dict[Path, Counters]:
-    """All checkpoints that say where they stand, newest first, with what they say."""
+def found(root: Path, say: Callable[[str], None]) -> dict[Path, Counters]:
+    """All checkpoints that say where they stand, newest first, with what they say; others are named through `say`."""
     result = {}
     for folder in manifest.checkpoints(root):
         try:
             result[folder] = checkpoint.read_counters(folder)
-        except (OSError, ValueError, TypeError):
-            continue  # damaged: found out, and said, when it is to be read
+        except (OSError, ValueError, TypeError) as error:
+            say(f"checkpoint {folder} cannot be read ({error}): it is left as it is")
     return result

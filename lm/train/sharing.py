@@ -14,6 +14,7 @@ from lm.model.documents import Documents
 from lm.train import distributed
 from lm.train.distributed import World
 from lm.train.options import TrainOptions
+from lm.train.precision import DTYPES
 
 
 class MicroBatch(Protocol):
@@ -32,8 +33,7 @@ def start_sharing(train: TrainOptions, lengths: Sequence[int]) -> World:
 
     lengths: of the rows of a forward, for which exchanges are chosen.
     """
-    dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
-    return distributed.start().sharing_sequences(train.sequence_parallel, lengths, dtype)
+    return distributed.start().sharing_sequences(train.sequence_parallel, lengths, DTYPES[train.precision])
 
 
 def forward_own(model: nn.Module, batch: MicroBatch, world: World) -> CrossEntropy:

@@ -36,7 +36,7 @@ class Spikes:
         rewinds = [decision for decision in self.guard.decisions if decision.action == "rewind"]
 
         def work() -> None:
-            for folder, counters in found(self._saving.root).items():
+            for folder, counters in found(self._saving.root, self._say).items():
                 known = Memory.from_json(counters.guard).rewinds
                 if any(d.step not in known and counters.step > (d.checkpoint or 0) for d in rewinds):
                     manifest.remove(folder)
@@ -104,7 +104,7 @@ class Spikes:
 
     def _target(self, step: int, margin: int) -> int | None:
         """The step of the newest healthy checkpoint that lies `margin` steps before a spike."""
-        for folder, counters in found(self._saving.root).items():
+        for folder, counters in found(self._saving.root, self._say).items():
             healthy = self.guard.healthy(counters.step, Memory.from_json(counters.guard))
             if healthy and counters.step < step - margin and manifest.damage(folder) is None:
                 return counters.step

@@ -23,6 +23,7 @@ def start_ranks(run: Run, say: Callable[[str], None], section: str = "train") ->
     require_precision(run.train.precision)
     require_compiler(run.train.compile)
     prefer_backends(run.train)
-    world = start_sharing(run.train, run.timeline.longest_forward)
+    readers = launched_size() // run.train.sequence_parallel
+    world = start_sharing(run.train, run.timeline.longest_forward(readers))
     require_asynchronous_files(run.deepspeed, world, say)
     return world

@@ -23,10 +23,18 @@ class TensorBoard:
     """The files in `tensorboard/` of a run's folder."""
 
     def __init__(self, output: Path, step: int) -> None:
-        """`step`: the last finished step; what earlier starts of the run wrote of later ones is hidden."""
+        """`step`: the last finished step; what was written of later ones, by whatever start, is hidden."""
+        self._folder = str(output / FOLDER)
+        self._writer: Any = None
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        """Goes on after `step`, and hides what was written of later ones."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(output / FOLDER), purge_step=step + 1 if step else None)
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
         self._writer.add_custom_scalars(
             {
                 section: {panel.title: ["Multiline", [f"^({panel.keys})$"]] for panel in panels}

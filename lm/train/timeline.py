@@ -111,11 +111,16 @@ class Timeline:
         """Tokens of the longest rows."""
         return max(span.source.sequence_length for span in self.spans)
 
-    @property
-    def longest_forward(self) -> list[int]:
-        """Tokens of the rows of one forward, where rows are longest."""
-        span = max(self.spans, key=lambda span: span.source.sequence_length)
-        return [span.source.sequence_length] * min(span.rows, span.micro_batch_size)
+    def longest_forward(self, readers: int) -> list[int]:
+        """Tokens of the rows of the largest forward among those of the longest rows.
+
+        readers: ranks, or groups of ranks, that share the rows of a step.
+        """
+        forwards = (
+            (span.source.sequence_length, min(span.rows // readers, span.micro_batch_size)) for span in self.spans
+        )
+        length, rows = max(forwards)
+        return [length] * rows
 
     def most_micro_batches(self, ranks: int) -> int:
         """Forwards of one rank in the step that has most of them."""
@@ -125,11 +130,12 @@ class Timeline:
         """Which rows the steps before `step` read, in words: equal for equal rows in equal steps."""
         parts: list[tuple[RowSource, int, int]] = []
         for span in self.spans:
+            if span.first_step >= step:
+                break
             steps = min(step, span.end_step) - span.first_step
             if parts and parts[-1][:2] == (span.source, span.rows):
                 steps += parts.pop()[2]
-            if steps > 0:
-                parts.append((span.source, span.rows, steps))
+            parts.append((span.source, span.rows, steps))
         return [f"{steps} x {rows} rows of {source}" for source, rows, steps in parts]
 
     def rows_before(self, step: int) -> dict[RowSource, int]:

@@ -9,9 +9,10 @@ from typing import Any
 from lm.errors import UserError
 from lm.train import checkpoint, distributed, manifest
 from lm.train.data_phase import prepare_on_all_ranks
+from lm.train.file_names import METRICS_FILE
 from lm.train.folder import Run, RunFolder
 from lm.train.interrupt import StopRequest
-from lm.train.log import METRICS_FILE, read_metrics
+from lm.train.log import read_metrics
 from lm.train.loop import Training
 from lm.train.progress import Progress
 from lm.train.start import start_ranks

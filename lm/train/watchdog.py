@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 import torch.distributed as dist
 
+from lm.train import distributed
 from lm.train.distributed import World
 
 T = TypeVar("T")
@@ -26,7 +27,8 @@ BEAT_SECONDS = 0.5
 SILENT_SECONDS = 4.0
 """A process that gives no sign for so long, while others ask, is not running."""
 _HOME_IS_SILENT = "rank 0, or the launcher, which keeps the signs of life of all ranks, gave none: ended or stopped"
-_WAITING = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
+# A collective of NCCL returns at once, and what it gave is waited for in the third of these.
+_WAITING = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}", distributed.__file__)
 _ROOT = Path(__file__).parents[2]
 
 

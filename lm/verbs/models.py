@@ -63,8 +63,8 @@ def _opened(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a run, finished or not, or of a Hugging Face folder."""
     from rich.console import Console
 
+    from lm.train.file_names import RUN_FILE
     from lm.train.progress import Progress
-    from lm.train.report.data import RUN_FILE
 
     # Text alone goes to standard output, and to a file of errors no bar.
     screen = Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty()))

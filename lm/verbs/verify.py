@@ -13,11 +13,12 @@ from lm.verbs.verb import Verb
 def _verify(chosen: argparse.Namespace) -> None:
     from lm.run_file import load_run_file
     from lm.train import distributed
+    from lm.train.file_names import RUN_FILE
     from lm.train.verify import verify
 
-    config = chosen.run_folder / "run.yaml"
+    config = chosen.run_folder / RUN_FILE
     if not config.is_file():
-        raise UserError(f"{chosen.run_folder} is not the folder of a run: it has no run.yaml")
+        raise UserError(f"{chosen.run_folder} is not the folder of a run: it has no {RUN_FILE}")
     own = [f"train.output_dir={chosen.run_folder}", "log.wandb=disabled"]
     verdict = verify(load_run_file(config, [*own, *chosen.overrides]), chosen.step)
     distributed.leave_at_exit()

@@ -74,6 +74,15 @@ def test_folders_may_be_named_from_the_home_folder(
     assert "~" not in to_yaml(run)
 
 
+def test_numbers_are_finite(minimal: Path) -> None:
+    for override in (
+        "train.stages=[{steps: .inf}]",
+        "optimizer.lr=.nan",
+        "train.batch_warmup={tokens: 32, steps: .inf}",
+    ):
+        assert "a finite number" in refusal(minimal, override)
+
+
 def test_what_follows_from_other_keys_is_filled_in(minimal: Path) -> None:
     run = load_run_file(minimal)
     assert run.model.vocab_size == 258  # the byte tokenizer's

@@ -12,9 +12,9 @@ from lm.errors import UserError
 from lm.plan import LayerPlan, Plan, Shared
 from lm.train.before_after import BeforeAfter
 from lm.train.evaluation import Evaluation
+from lm.train.file_names import METRICS_FILE, RUN_FILE
 from lm.train.json_lines import plain
-from lm.train.log import METRICS_FILE, read_metrics
-from lm.train.log import RUN_FILE as RUN_FILE
+from lm.train.log import read_metrics
 from lm.train.sample import Sample, SamplingSettings
 
 EVALUATION_FILE = "evaluation.json"

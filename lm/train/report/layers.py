@@ -14,7 +14,7 @@ from lm.train.report.charts import COLOURS, Series, line_chart
 from lm.train.report.data import ReportData
 from lm.train.report.markup import text
 from lm.train.report.ramp import colour
-from lm.train.report.scale import Axis
+from lm.train.report.scale import STEP, Axis
 
 NOTES = {
     "logit_max": "The largest score of a sampled query before softmax. One that keeps growing announces divergence.",
@@ -23,7 +23,6 @@ NOTES = {
     "activation_rms": "What a layer hands on. It should grow slowly with depth, and settle with time.",
     "gradient_rms": "Of the loss at a layer's output, per token. It should be alike in all layers.",
 }
-STEP = Axis("step")
 MOST_COLUMNS = 60
 LEFT, WIDTH, BOTTOM, VALUE = 132, 640, 40, 54
 LOWEST, HIGHEST, HEIGHT = 15.0, 30.0, 180.0

@@ -13,11 +13,10 @@ from lm.train.report.data import ReportData
 from lm.train.report.extension import extension_section
 from lm.train.report.layers import layers_section
 from lm.train.report.markup import definitions, table, text
-from lm.train.report.scale import Axis
+from lm.train.report.scale import STEP, Axis
 from lm.train.report.style import STYLE
 from lm.train.sample import Sample
 
-STEP = Axis("step")
 SMOOTHING_SHARE = 0.04
 FLOPS_NOTE = (
     "FLOPs are those of the matrix products: linear layers, and the pairs of query and key that each mixer scores. A "
@@ -162,6 +161,8 @@ def _training(data: ReportData) -> str:
         Series("smoothed", smoothed(loss)),
         Series("held-out", data.series("validation_loss"), "dots", colour=1),
     ]
+    if averaged := data.series("average_validation_loss"):
+        curves.append(Series("held-out, averaged weights", averaged, "dots", colour=2))
     charts = [
         line_chart("Loss", curves, STEP, Axis("nats per token")),
         line_chart("Learning rate", [_line(data, "learning_rate", 0)], STEP, Axis("", from_zero=True)),

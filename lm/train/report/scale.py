@@ -35,6 +35,9 @@ class Axis:
         return (value - low) / (high - low) if high > low else 0.0
 
 
+STEP = Axis("step")
+
+
 @dataclass(frozen=True)
 class Scale:
     """A range of values laid over pixels: `low` at pixel `start`, `high` at pixel `end`; monotone in between."""

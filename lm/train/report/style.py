@@ -2,6 +2,9 @@
 
 from lm.train.report.ramp import gradient
 
+DARK_COLOURS = ("#6ba3ff", "#ff9a5c", "#56c793", "#c191f2")
+"""Of series on a dark ground, which a terminal's is taken for, too."""
+
 STYLE = (
     """
 :root {
@@ -12,7 +15,9 @@ STYLE = (
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #12161c; --card: #1a2029; --ink: #e4e8ee; --soft: #98a3b3; --rule: #2d3542; --code: #141920;
-    --c0: #6ba3ff; --c1: #ff9a5c; --c2: #56c793; --c3: #c191f2;
+"""
+    + "".join(f"--c{number}: {colour}; " for number, colour in enumerate(DARK_COLOURS))
+    + """
   }
 }
 * { box-sizing: border-box; }
@@ -84,6 +89,5 @@ pre .prompt { color: var(--c0); font-weight: 650; }
 section > * + .panel { margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; }
 details pre { margin-top: 10px; }
-footer { margin-top: 36px; color: var(--soft); font-size: 13px; }
 """
 )

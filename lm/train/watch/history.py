@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lm.errors import UserError
+from lm.train.file_names import COMPLETE_FILE, LOCK_FILE, METRICS_FILE, RUN_FILE
 from lm.train.json_lines import Record
-from lm.train.log import METRICS_FILE, RUN_FILE, MetricsFile
+from lm.train.log import MetricsFile
 from lm.train.report.charts import Point
 
 RECENT_STEPS = 50
@@ -24,7 +26,7 @@ class History:
 
     def __init__(self, root: Path) -> None:
         """Raises UserError where `root` is no run's folder; one that has not trained a step yet is one."""
-        if not any((root / name).exists() for name in (METRICS_FILE, RUN_FILE, "lock")):
+        if not any((root / name).exists() for name in (METRICS_FILE, RUN_FILE, LOCK_FILE)):
             below = sorted(path.parent for path in root.glob(f"*/{METRICS_FILE}")) if root.is_dir() else []
             hint = f" Runs below it: {', '.join(map(str, below))}." if below else ""
             raise UserError(f"{root}: no run here (no {METRICS_FILE}); give the train.output_dir of one.{hint}")
@@ -83,10 +85,10 @@ class History:
     @property
     def steps(self) -> int | None:
         """Steps of the whole run; None where its run file does not say it."""
+        path = self.root / RUN_FILE
         try:
-            values = yaml.safe_load((self.root / RUN_FILE).read_text(encoding="utf-8"))
-            return int(values["train"]["steps"])
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            return _steps_in(path, path.stat().st_mtime_ns)
+        except OSError:
             return None
 
     @property
@@ -103,10 +105,19 @@ class History:
         if not self.newest:
             return "waiting for the first step"
         if self.steps is not None and self.step >= self.steps:
-            return "finished" if (self.root / "complete.json").exists() else "finishing"
+            return "finished" if (self.root / COMPLETE_FILE).exists() else "finishing"
         silence = time.time() - os.stat(self._path).st_mtime
         usual = max((value or 0.0 for _, value in self.series.get("step_seconds", [])[-RECENT_STEPS:]), default=0.0)
         return "running" if silence < max(SILENT_SECONDS, 5 * usual) else f"silent for {_long(silence)}"
+
+
+@lru_cache(maxsize=1)
+def _steps_in(path: Path, modified: int) -> int | None:
+    """What a run file says, read once: it is asked for at every look, and takes a while to parse."""
+    try:
+        return int(yaml.safe_load(path.read_text(encoding="utf-8"))["train"]["steps"])
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 def _long(seconds: float) -> str:

@@ -73,7 +73,7 @@ def _follow(history: History, console: Console, keyboard: int | None) -> None:
                 page = (min(page, count - 1) + 1) % count
             elif key in BACKWARD:
                 page = (min(page, count - 1) - 1) % count
-            elif key.isdigit() and 1 <= int(key) <= count:
+            elif key.isdecimal() and 1 <= int(key) <= count:
                 page = int(key) - 1
 
 

@@ -9,10 +9,11 @@ from rich.text import Text
 from lm.train.dashboard import SECTIONS, Panel
 from lm.train.format import byte_size, duration, short_number
 from lm.train.report.scale import Axis
+from lm.train.report.style import DARK_COLOURS
 from lm.train.watch.chart import Curve, layer_map, line_chart
 from lm.train.watch.history import History
 
-STYLES = ("#6ba3ff", "#ff9a5c", "#56c793", "#c191f2")
+STYLES = DARK_COLOURS
 GAP = 3
 NARROWEST, LOWEST = 44, 7
 """Columns and lines below which a chart says nothing."""

@@ -13,6 +13,7 @@ from lm.export import export_run
 from lm.run_file import RunFile
 from lm.train import checkpoint
 from lm.train.checkpoint import Counters
+from lm.train.dashboard import SECTIONS
 from lm.train.engine import Engine
 from lm.train.log import read_metrics
 from lm.train.loop import train
@@ -68,13 +69,18 @@ def test_the_model_has_it_for_a_while(stage: int) -> None:
     assert steps(engine, 2, 4) == steps(plain, 2, 4)
 
 
-def test_a_run_evaluates_and_exports_it(make_run: Callable[..., RunFile], tmp_path: Path) -> None:
+def test_a_run_evaluates_and_exports_it(
+    make_run: Callable[..., RunFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run("train.steps=8", "train.average_decay=0.9", "train.evaluate_every=4")
     train(run)
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")
     losses = [(r["validation_loss"], r["average_validation_loss"]) for r in records if "validation_loss" in r]
     assert len(losses) == 2
     assert all(averaged > plain for plain, averaged in losses)  # it lags behind while the loss falls fast
+    assert "average_validation_loss" in SECTIONS["Training"][0].chosen(records[-1])
+    assert "averaged weights" in (tmp_path / "out" / "report.html").read_text()
+    assert f"with averaged weights {losses[0][1]:.4f}" in capsys.readouterr().out
     export_run(tmp_path / "out", tmp_path / "plain")
     export_run(tmp_path / "out", tmp_path / "average", average=True)
     plain, averaged = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "average"))

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.errors import UserError
-from lm.train.log import METRICS_FILE, MetricsFile, RunLog, read_metrics
+from lm.train.file_names import METRICS_FILE
+from lm.train.log import MetricsFile, RunLog, read_metrics
 from lm.train.wandb_run import require_wandb_login
 
 

@@ -146,6 +146,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named_and_left(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that fails for a moment costs nothing that was to be kept for ever."""
+    kept = ("train.checkpoint_every=1", "train.keep_every=1")
+    train(make_run("train.steps=2", *kept))
+    counters = tmp_path / "out" / "checkpoints" / "step-000001" / "counters.json"
+    aside = counters.rename(tmp_path / "counters.json")
+    counters.mkdir()
+    train(make_run("train.steps=4", *kept))
+    assert f"checkpoint {counters.parent} cannot be read" in capsys.readouterr().out
+    counters.rmdir()
+    aside.rename(counters)
+    assert manifest.damage(counters.parent) is None
+
+
 def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(
     whole: Path, make_run: MakeRun, tmp_path: Path
 ) -> None:

@@ -73,10 +73,10 @@ def test_a_file_that_the_disk_does_not_give_is_not_damage(tmp_path: Path) -> Non
 def test_a_damaged_one_is_kept_until_a_later_one_is_written(tmp_path: Path) -> None:
     aside = manifest.set_aside(write(tmp_path, 20))
     write(tmp_path, 18)
-    manifest.keep(tmp_path, manifest.checkpoints(tmp_path)[:2])
+    manifest.tidy(tmp_path, manifest.checkpoints(tmp_path)[2:])
     assert aside.exists()
     write(tmp_path, 20)
-    manifest.keep(tmp_path, manifest.checkpoints(tmp_path)[:2])
+    manifest.tidy(tmp_path, manifest.checkpoints(tmp_path)[2:])
     assert not aside.exists()
 
 
@@ -92,7 +92,7 @@ def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
         write(tmp_path, step)
     manifest.begin(tmp_path, 101)
     manifest.set_aside(manifest.folder_of(tmp_path, 2))
-    manifest.keep(tmp_path, manifest.checkpoints(tmp_path)[:2])
+    manifest.tidy(tmp_path, manifest.checkpoints(tmp_path)[2:])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000030", "step-000100"]
 
 

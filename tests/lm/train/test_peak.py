@@ -33,19 +33,17 @@ def test_the_cpu_is_measured_quickly_and_plausibly() -> None:
     start = time.perf_counter()
     peak = device_peak(torch.device("cpu"), torch.float32)
     assert time.perf_counter() - start < 2
-    assert 1e8 < peak.flops < 1e14
-    assert "measured" in peak.source
-    assert "float32" in peak.source
+    assert 1e8 < peak < 1e14
 
 
 def test_ranks_share_the_cores_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr("lm.train.peak._cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr("lm.train.peak._measure_one_thread", lambda dtype: 1e9)
     for variable, ranks in (("LOCAL_WORLD_SIZE", 2), ("LOCAL_SIZE", 4), ("LOCAL_SIZE", 100)):
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         monkeypatch.setenv(variable, str(ranks))
-        assert f"CPU, {max(1, 8 // ranks)} x" in device_peak(torch.device("cpu"), torch.float32).source
+        assert device_peak(torch.device("cpu"), torch.float32) == max(1, 8 // ranks) * 1e9
     monkeypatch.undo()
     assert torch.get_num_threads() == threads

@@ -1,11 +1,15 @@
 """Which checkpoints stay."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lm.train.checkpoint import Counters
 from lm.train.options import TrainOptions
-from lm.train.retention import kept, spare
+from lm.train.retention import dropped, kept, spare
 
 
 def options(**values: Any) -> TrainOptions:
@@ -34,9 +38,25 @@ def test_the_newest_are_kept() -> None:
 def test_so_are_every_kth_the_best_and_those_before_spikes() -> None:
     losses = {5: 3.0, 10: None, 15: 1.0, 20: 2.0, 25: None, 30: 2.0, 35: None, 40: None}
     found = checkpoints(losses, rewound_to=(25,))
-    assert steps(kept(found, options(keep_every=20, keep_best=True))) == [15, 20, 25, 35, 40]
+    assert steps(kept(found, options(keep_every=20, keep_best=True, evaluate_every=5))) == [15, 20, 25, 35, 40]
     assert steps(kept(found, options(keep_every=20))) == [20, 25, 35, 40]
-    assert steps(spare(found, options(keep_every=20, keep_best=True))) == [5, 10, 30, 35]
+    assert steps(spare(found, options(keep_every=20, keep_best=True, evaluate_every=5))) == [5, 10, 30, 35]
+
+
+def test_the_best_has_a_finite_loss_over_the_same_text() -> None:
+    """Of a part of the text a loss may be lower than of all, and NaN is lower than nothing."""
+    found = checkpoints({5: 1.0, 10: 3.0, 15: 2.0, 20: 4.0, 25: 0.5, 30: math.nan})
+    parts = {5: 64, 10: 32, 15: 32, 20: 32, 25: None, 30: 32}
+    found = {folder: replace(at, validation_tokens=parts[at.step]) for folder, at in found.items()}
+    best = {"keep_best": True, "evaluate_every": 5, "keep_checkpoints": 1}
+    assert steps(kept(found, options(**best, evaluate_tokens=32))) == [15, 30]
+    assert steps(kept(found, options(**best))) == [25, 30]
+    assert steps(dropped(found, options(**best, evaluate_tokens=32))) == [5, 10, 20, 25]
+
+
+def test_the_best_of_no_evaluations_is_refused() -> None:
+    with pytest.raises(ValueError, match="keep_best finds nothing to compare: set evaluate_every"):
+        options(keep_best=True)
 
 
 def test_the_newest_of_all_is_never_spared() -> None:

@@ -117,7 +117,7 @@ def test_a_real_model_continues_a_text_the_same_way_every_time() -> None:
             }
         )
     )
-    settings = SamplingSettings(max_new_tokens=12, max_seconds=None)
+    settings = SamplingSettings(max_new_tokens=12)
     sample = sample_text(model, tokenizer, "def ", settings)
     assert sample == sample_text(model, tokenizer, "def ", settings)
     assert 0 < len(sample.text) <= 12

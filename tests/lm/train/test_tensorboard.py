@@ -31,6 +31,23 @@ def test_figures_and_layout_are_there_and_a_resumed_run_has_each_step_once(tmp_p
             assert panel.title.encode() in layout
 
 
+def test_steps_that_a_run_took_back_are_hidden(tmp_path: Path) -> None:
+    """Those of a start that ended before its first checkpoint, and those that the guard went back behind."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, wandb="disabled", tensorboard=True) as log:
+        for step in (1, 2, 3):
+            log.write({"step": step, "loss": 9.0})
+    with RunLog(tmp_path, wandb="disabled", tensorboard=True) as log:
+        for step in (1, 2, 3):
+            log.write({"step": step, "loss": 1.0})
+        log.rewind({"step": 1, "spikes": 1, "guard": "rewind"})
+        log.write({"step": 2, "loss": 2.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0)]
+
+
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"log\.tensorboard needs a package"):

@@ -80,6 +80,40 @@ def test_every_source_is_read_row_by_row_without_a_gap(found: Timeline) -> None:
     assert found.read_before(found.steps) == found.read_before(10**9)
 
 
+@given(timelines(), timelines())
+@settings(deadline=None, max_examples=100)
+def test_what_was_read_is_told_alike_where_it_is_alike(one: Timeline, other: Timeline) -> None:
+    """Wherever a run stands: its words are another run's exactly where all its steps read the other's rows."""
+    for step in range(min(one.steps, other.steps) + 1):
+        rows = [
+            [(s.source, s.first_row, s.rows) for s in map(found.__getitem__, range(step))] for found in (one, other)
+        ]
+        assert (one.read_before(step) == other.read_before(step)) == (rows[0] == rows[1])
+
+
+def test_stages_that_read_the_same_rows_are_one_to_a_run_before_them() -> None:
+    plain, staged, larger = (
+        timeline(10),
+        timeline(10, {"steps": 8}, {"lr": 0.1}),
+        timeline(10, {"steps": 8}, {"lr": 0.1, "global_batch_tokens": 128}),
+    )
+    for step in range(11):
+        assert plain.read_before(step) == staged.read_before(step)
+        assert (plain.read_before(step) == larger.read_before(step)) == (step <= 8)
+
+
+def test_the_longest_forward_is_what_one_reader_reads_at_once() -> None:
+    found = timeline(
+        10,
+        {"steps": 5, "sequence_length": 16},
+        {"sequence_length": 16, "micro_batch_size": 4},
+        warmup={"tokens": 16, "steps": 4},
+    )
+    assert found.longest_forward(1) == [16] * 4
+    assert found.longest_forward(2) == [16] * 2
+    assert found.longest_forward(4) == [16]
+
+
 @given(timelines())
 @settings(deadline=None, max_examples=50)
 def test_a_growing_batch_is_a_multiple_of_its_first_and_ends_full(found: Timeline) -> None:

@@ -1,9 +1,15 @@
 """Which rank is lost, told from the signs of all; `tests/benchmarks/test_chaos.py` loses real ones."""
 
+from __future__ import annotations
+
 import sys
 import threading
 from typing import Any
 
+import pytest
+import torch
+
+from lm.train.distributed import World
 from lm.train.watchdog import Beat, connection_broke, lost, where
 
 
@@ -63,6 +69,34 @@ def test_a_thread_is_found_in_our_code() -> None:
     assert place.startswith("tests/lm/train/test_watchdog.py:")
     assert place.endswith("(wait)")
     assert not waiting
+
+
+def test_a_rank_waits_for_others_where_it_reads_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collective of NCCL returns at once; its result is what one waits for."""
+    inside, leave = threading.Event(), threading.Event()
+
+    class OnTheWay:
+        def to(self, *how: object, **also: object) -> OnTheWay:
+            return self
+
+        def cpu(self) -> None:
+            inside.set()
+            leave.wait()
+
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
+    world: Any = World(0, 2, torch.device("cpu"), None)
+    thread = threading.Thread(target=lambda: world.sum(OnTheWay()))
+    thread.start()
+    inside.wait()
+    assert thread.ident is not None
+    frame = sys._current_frames()[thread.ident].f_back  # of `cpu`, which in PyTorch is not Python
+    while frame is not None and frame.f_code.co_name != "sum":
+        frame = frame.f_back
+    place, waiting = where(frame)
+    leave.set()
+    thread.join()
+    assert place.startswith("lm/train/distributed.py:")
+    assert waiting
 
 
 def test_a_broken_connection_is_told_from_other_failures() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.errors import UserError
-from lm.train.log import METRICS_FILE, MetricsFile
+from lm.train.file_names import METRICS_FILE
+from lm.train.log import MetricsFile
 from lm.train.watch.history import History
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lm.errors import UserError
-from lm.train.log import METRICS_FILE
+from lm.train.file_names import METRICS_FILE
 from lm.train.report.scale import Axis
 from lm.train.watch.canvas import BLANK, DOTS, Canvas
 from lm.train.watch.chart import Curve, layer_map, line_chart
@@ -172,6 +172,8 @@ def test_on_a_terminal_it_turns_pages_follows_resizes_and_leaves_cleanly(
     terminal = Terminal(folder)
     before = termios.tcgetattr(terminal.slave)
     terminal.read_until("Gradient norm")
+    terminal.press("\u00b2".encode())  # a digit that is no number
+    time.sleep(0.3)
     terminal.press(b"3")
     terminal.read_until("Attention entropy")
     terminal.press(b"\t")
