@@ -28,7 +28,7 @@ def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
     memories = [
         rank_memory(
             plans[span.source.sequence_length],
-            zero_stage=run.deepspeed.zero_stage,
+            zero_stage=run.deepspeed.effective_stage(run.train.precision),
             world_size=world_size,
             micro_batch_size=span.micro_batch_size,
             dtype=dtype,
@@ -135,7 +135,7 @@ def _span(span: Span) -> str:
 def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
     plans, spans, tokens = _plans(run, world_size), run.timeline.spans, run.timeline.tokens
     flops = sum(plans[span.source.sequence_length].training_flops_per_token * span.tokens for span in spans)
-    ranks = f"rank of {world_size}, ZeRO {run.deepspeed.zero_stage}, {run.train.precision}"
+    ranks = f"rank of {world_size}, ZeRO {run.deepspeed.effective_stage(run.train.precision)}, {run.train.precision}"
     trained = plan.parameters - plan.frozen_parameters
     backward = "2 to 3 x forward" if plan.frozen_parameters else "3 x forward"
     rows = {

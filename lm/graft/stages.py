@@ -69,6 +69,7 @@ class RegressionRun(Sections):
             "gradient_clipping": None,  # layers learn apart from each other, and a norm over all would join them
             "evaluate_every": None,
             "keep_best": False,
+            "profile": tuple(step for step in train.profile if step <= regress.steps),
             "stages": (),
             "batch_warmup": None,
         }

@@ -177,10 +177,6 @@ class StateFiles:
         """Whether the files have this kind of tensor for a parameter."""
         return any(f"{kind}/{name}" in file.keys() for _, _, file in self._pieces.get(name, []))  # noqa: SIM118
 
-    def numel(self, name: str) -> int:
-        """Elements of a parameter that the files hold."""
-        return sum(numel for _, numel, _ in self._pieces.get(name, []))
-
     def read(self, kind: str, name: str, offset: int, into: Tensor) -> None:
         """Copies the elements from `offset` on of a flattened parameter into a 1-D tensor."""
         end = offset + into.numel()

@@ -82,7 +82,6 @@ ZERO_KEYS = frozenset(
         "allgather_bucket_size",
         "allgather_partitions",
         "allgather_sequential",
-        "compute_grad_norm",
         "contiguous_gradients",
         "elastic_checkpoint",
         "enable_sanity_checks",
@@ -121,11 +120,16 @@ ZERO_KEYS = frozenset(
         "sub_group_size",
         "use_all_reduce_for_fetch_params",
         "use_multi_rank_bucket_allreduce",
-        "zenflow",
         "zero_hpz_partition_size",
         "zero_quantized_gradients",
         "zero_quantized_nontrainable_weights",
         "zero_quantized_weights",
     }
 )
-"""What DeepSpeed 0.19 takes in `zero_optimization`, without what it calls deprecated."""
+"""What DeepSpeed 0.19 takes in `zero_optimization`, without what it calls deprecated and what follows."""
+
+ZERO_REFUSED = {
+    "compute_grad_norm": "every step's gradient norm is logged, and the guard judges by it",
+    "zenflow": "it holds updates back where no checkpoint sees them, and needs an optimizer of its own",
+}
+"""Keys of `zero_optimization` that a run here cannot go with, each with the reason."""

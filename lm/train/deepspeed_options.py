@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from lm.errors import did_you_mean
 from lm.options import Options
-from lm.train.deepspeed_keys import AIO_KEYS, OWNED, PASSED_THROUGH, REFUSED, SECTIONS, ZERO_KEYS
+from lm.train.deepspeed_keys import AIO_KEYS, OWNED, PASSED_THROUGH, REFUSED, SECTIONS, ZERO_KEYS, ZERO_REFUSED
 
 OFFLOADS = ("offload_optimizer", "offload_param")
 
@@ -47,10 +47,12 @@ class DeepSpeedOptions(Options):
         if "stage" in zero:
             raise ValueError("remove zero_optimization.stage and use deepspeed.zero_stage instead")
         for key in zero:
+            if key in ZERO_REFUSED:
+                raise ValueError(f"remove zero_optimization.{key}: {ZERO_REFUSED[key]}")
             if key not in ZERO_KEYS:
                 nearest = did_you_mean(str(key), sorted(ZERO_KEYS))
                 raise ValueError(f"DeepSpeed's zero_optimization has no setting '{key}'.{nearest}")
-        for key in (*OFFLOADS, "leaf_module", "zenflow"):
+        for key in (*OFFLOADS, "leaf_module"):
             if not isinstance(zero.get(key, {}), dict):
                 raise ValueError(f"zero_optimization.{key} must be a mapping, not {zero[key]!r}")
         for key, stage in (("offload_optimizer", 1), ("offload_param", 3)):
@@ -63,6 +65,13 @@ class DeepSpeedOptions(Options):
                 raise ValueError(f"zero_optimization.{key}.device nvme needs deepspeed.zero_stage 3: use cpu below it")
             if not isinstance(zero[key].get("nvme_path"), str):
                 raise ValueError(f"zero_optimization.{key}.device nvme needs nvme_path, a folder on a local disk")
+
+    def effective_stage(self, precision: str) -> int:
+        """The ZeRO stage of a run of `train.precision`.
+
+        Without ZeRO DeepSpeed can only add up 16-bit gradients in 16 bits, which loses the later micro-batches.
+        """
+        return self.zero_stage if precision == "fp32" else max(self.zero_stage, 1)
 
     @property
     def zero(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kernels.linear_cross_entropy import CrossEntropy
+from lm.data.rows import IGNORED
 from lm.errors import UserError
 from lm.train.average import WeightAverage
 from lm.train.compilation import compile_layers
@@ -85,7 +86,7 @@ class Engine:
         compile_layers(model, train.compile)
         self.clip = train.gradient_clipping
         # DeepSpeed clips at this stage but forgets the norm, and would step on NaN.
-        self._unguarded = settings.zero_stage == 0 and train.precision == "fp32"
+        self._unguarded = settings.effective_stage(train.precision) == 0
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         config = deepspeed_config(train, settings, micro_batches, size, self._unguarded)
         config["zero_optimization"] = in_own_folders(config["zero_optimization"], self)
@@ -124,7 +125,7 @@ class Engine:
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         engine.train()
-        targets = int(self.world.sum_once(torch.stack([(b.targets != -100).sum() for b in micro_batches]).sum()))
+        targets = int(self.world.sum_once(torch.stack([(b.targets != IGNORED).sum() for b in micro_batches]).sum()))
         # DeepSpeed averages gradients over ranks, so the sum over targets needs the rank count back. Ranks that share a
         # sequence need nothing more: each has the gradients of its own tokens' way through the weights.
         scale = self.world.size / max(1, targets)
@@ -215,8 +216,7 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The configuration that DeepSpeed is given: ours, and what the user passes through."""
     passed = settings.passed_through
-    # Without ZeRO DeepSpeed can only add up 16-bit gradients in 16 bits, which loses the later micro-batches.
-    stage = settings.zero_stage if train.precision == "fp32" else max(settings.zero_stage, 1)
+    stage = settings.effective_stage(train.precision)
     # Buckets are allocated whole, and the default size holds half a billion numbers.
     bucket = {"reduce_bucket_size": min(500_000_000, parameters), "stage": stage}
     return {

@@ -25,6 +25,7 @@ from lm.train.model_file import full_weights
 from lm.train.progress import Progress
 from lm.train.report import save_report_data, write_report
 from lm.train.sample import Sample, SamplingSettings, sample_answer, sample_text
+from lm.train.writing import NO_ROOM
 
 PROMPT_CHARACTERS = 200
 
@@ -69,7 +70,10 @@ def finished(request: StopRequest, write: Callable[[], None]) -> bool:
     except Stopped:
         return False
     except OSError as error:
-        raise UserError(f"train.output_dir: {error}. The training is done; make room, then start again.") from None
+        if error.errno is None:  # of transformers, about a base
+            raise
+        remedy = "make room" if error.errno in NO_ROOM else "mend that"
+        raise UserError(f"train.output_dir: {error}. The training is done; {remedy}, then start again.") from None
     return True
 
 
@@ -81,8 +85,16 @@ def baselines(validation: Validation) -> dict[str, float]:
 
 def write_sample(model: nn.Module, prepared: Prepared, tokens: int) -> Sample:
     """What the model answers to a held-out prompt or, where there is none, writes after the beginning of a text."""
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     settings = SamplingSettings(max_new_tokens=tokens)
+    if torch.cuda.is_available():
+        try:
+            return _sample(model.to("cuda"), prepared, settings)
+        except torch.OutOfMemoryError:  # the engine is there still, and a model that needs ZeRO-3 fits no single GPU
+            pass
+    return _sample(model.to("cpu"), prepared, settings)
+
+
+def _sample(model: nn.Module, prepared: Prepared, settings: SamplingSettings) -> Sample:
     stores = prepared.validation.stores if prepared.validation is not None else ()
     if asked := next((store for store in stores if len(store.targets)), None):
         return sample_answer(model, prepared.tokenizer, *question(asked), settings)

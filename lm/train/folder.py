@@ -41,6 +41,8 @@ SAME = ("model", "base", "extend", "graft", "lora", "data", "train.seed", "train
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
 FREE = ("data.cache_dir", "data.sources.*.path", "data.tokenizer.path", "base.path", "lora.learning_rates*")
 """Keys of these sections that may change. What lies at the paths is compared by its content, which checkpoints name."""
+OF_ROWS = ("steps", "global_batch_tokens", "micro_batch_size", "stages", "batch_warmup")
+"""Keys of train that decide which rows each step reads."""
 COMPARED_NOWHERE = ("deepspeed", "observe", "guard", "log")
 
 
@@ -130,9 +132,9 @@ class RunFolder:
         earlier = _completed(begun_with, run)
         before, now = _fixed(begun_with if earlier is None else _plain(earlier)), _fixed(_plain(run))
         changed = {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
-        if earlier is not None and not changed:
+        if not changed:
             done = step_of(kept[0])
-            read, would_read = (timeline.read_before(done) for timeline in (earlier.timeline, run.timeline))
+            read, would_read = _read_before(begun_with, run, done), run.timeline.read_before(done)
             if read != would_read:
                 changed[f"what the first {done} steps read, by train.stages and train.batch_warmup,"] = read, would_read
         if changed:
@@ -173,13 +175,24 @@ def _plain(run: Run) -> dict[str, Any]:
 
 
 def _completed(before: dict[str, Any], run: Run) -> Run | None:
-    """An earlier run file with the defaults of keys that came later; None where it does not fit any more."""
-    kept = {key: value for key, value in before.items() if key not in COMPARED_NOWHERE}
-    now = run.model_dump(mode="json")
+    """An earlier run file with the defaults of keys that came later; None where this version would refuse it."""
     try:
-        return type(run).model_validate({key: now[key] for key in COMPARED_NOWHERE if key in now} | kept)
+        return type(run).model_validate({key: value for key, value in before.items() if key not in COMPARED_NOWHERE})
     except ValidationError:
-        return None  # what does not fit any more is a difference, and is named as one
+        return None
+
+
+def _read_before(begun_with: dict[str, Any], run: Run, step: int) -> list[str] | str:
+    """What the steps before `step` of an earlier run file of this run read, in the timeline's words.
+
+    Only the keys that decide it are looked at, so that it is known of files, too, that are refused for other keys.
+    """
+    try:
+        train = {key: value for key, value in begun_with["train"].items() if key in OF_ROWS}
+        options = TrainOptions.model_validate(train | {"output_dir": run.train.output_dir})
+        return Timeline(options, run.optimizer, run.data.sequence_length).read_before(step)
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        return f"not known ({error})"
 
 
 def _fixed(values: dict[str, Any]) -> dict[str, Any]:

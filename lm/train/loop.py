@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -177,6 +178,7 @@ class Training:
             self._log() as log,
             self.progress.training(steps, self.counters.step) as bar,
             self.watchdog,
+            closing(self.observation),
         ):
             if self.counters.unfinished:
                 log.write({"step": self.counters.step} | self._between_steps(periodic))

@@ -18,7 +18,8 @@ from lm.train.deepspeed_options import OFFLOADS, DeepSpeedOptions
 from lm.train.distributed import World
 from lm.train.precision import DTYPES
 
-_PREFIX = "braid-swap-"
+_PREFIX = f"braid-swap-{os.getuid()}-"
+"""Each user's own: others' locks and folders cannot be opened."""
 
 
 def require_asynchronous_files(settings: DeepSpeedOptions, world: World, say: Callable[[str], None]) -> None:
@@ -107,8 +108,11 @@ def own_folder(parent: Path, owner: object) -> Path:
 
 
 def _locked(folder: Path) -> int | None:
-    """A handle that holds the folder; None where another process does."""
-    handle = os.open(folder, os.O_RDONLY)
+    """A handle that holds the folder; None where another process does, or has just removed it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

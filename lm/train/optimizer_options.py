@@ -106,10 +106,18 @@ def schedule_steps(value: float, steps: int) -> int:
     return round(value * steps) if value < 1 else int(value)
 
 
+def decay_steps(schedule: WsdSchedule, steps: int) -> int:
+    """Whole steps of its decay; fractions that fill a run with the warm-up do so however they are rounded."""
+    decay = schedule_steps(schedule.decay_steps, steps)
+    if schedule.warmup_steps < 1 and schedule.decay_steps < 1 and schedule.warmup_steps + schedule.decay_steps <= 1:
+        return min(decay, steps - schedule_steps(schedule.warmup_steps, steps))
+    return decay
+
+
 def check_schedule(key: str, schedule: ScheduleOptions, steps_key: str, steps: int) -> None:
     """Raise ValueError if the parts of a schedule are longer than a run of `steps`."""
     warmup = schedule_steps(schedule.warmup_steps, steps)
-    decay = schedule_steps(schedule.decay_steps, steps) if isinstance(schedule, WsdSchedule) else 0
+    decay = decay_steps(schedule, steps) if isinstance(schedule, WsdSchedule) else 0
     if warmup + decay > steps:
         keys = "warmup_steps" if not decay else "warmup_steps and decay_steps"
         raise ValueError(

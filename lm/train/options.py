@@ -131,6 +131,12 @@ class TrainOptions(Options):
         return self
 
     @model_validator(mode="after")
+    def _profiled_steps_come(self) -> TrainOptions:
+        if self.profile and max(self.profile) > self.steps:
+            raise ValueError(f"profile names step {max(self.profile)}, but steps is {self.steps}")
+        return self
+
+    @model_validator(mode="after")
     def _the_best_is_found(self) -> TrainOptions:
         if self.keep_best and self.evaluate_every is None:
             raise ValueError("keep_best finds nothing to compare: set evaluate_every, or leave keep_best out")

@@ -11,6 +11,7 @@ from lm.train.optimizer_options import (
     LinearSchedule,
     ScheduleOptions,
     WsdSchedule,
+    decay_steps,
     schedule_steps,
 )
 
@@ -36,8 +37,8 @@ def learning_rate(peak: float, schedule: ScheduleOptions, step: int, steps: int)
             # (P + V) / 2 + (P - V) / 2 cos(pi (2 n - 1) p), with a falling peak P and a constant valley V.
             done = _progress(step, warmup, steps)
             return peak * _between(math.exp(-damping * done) * _cosine((2 * cycles - 1) * done), floor)
-        case WsdSchedule(min_lr_ratio=floor, decay_shape=shape, decay_steps=decay):
-            done = _progress(step, steps - schedule_steps(decay, steps), steps)
+        case WsdSchedule(min_lr_ratio=floor, decay_shape=shape):
+            done = _progress(step, steps - decay_steps(schedule, steps), steps)
             left = {"linear": 1 - done, "cosine": _cosine(done), "sqrt": 1 - math.sqrt(done)}[shape]
             return peak * _between(left, floor)
 

@@ -26,7 +26,7 @@ from lm.train.handover import Handover
 from lm.train.random_state import State
 from lm.train.tensor_file import FileEntry, write_text, writing_tensors
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def saying_that_the_disk_is_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         raise UserError(f"train.output_dir: {error}. Make room, then start again: nothing is lost.") from None
 
@@ -157,7 +157,7 @@ class Writing:
             result = work()
         except OSError as error:
             failure = f"{error.strerror or error} ({error.filename or 'rank ' + str(self._world.rank)})"
-            no_room = error.errno in _NO_ROOM
+            no_room = error.errno in NO_ROOM
         outcomes = self._world.gather((result, failure, no_room))
         failed = next((outcome for outcome in outcomes if outcome[1]), None)
         if failed is None:

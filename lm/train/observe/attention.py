@@ -62,13 +62,16 @@ def head_groups(
     entropy = q.new_zeros(2, heads, dtype=torch.float32)
     for part in sample.split(max(1, SCORES_AT_ONCE // (heads * max(1, len(k))))):
         scores, seen = _scores(q, k, intervals, scale, part)
-        largest = torch.maximum(largest, (scores * seen).abs().amax(dim=(1, 2)))
+        if len(k):
+            largest = torch.maximum(largest, (scores * seen).abs().amax(dim=(1, 2)))
         scores = scores.masked_fill(~seen, -torch.inf)
         if extra_score is not None:
             extra = extra_score[part].float().t()[..., None]  # [H, Q, 1]
             scores = torch.cat((scores, extra), dim=2)
             if extra_is_key:
                 largest = torch.maximum(largest, extra.abs().amax(dim=(1, 2)))
+        if not scores.shape[2]:
+            continue
         logs = scores.log_softmax(dim=2)
         rows = ~logs[..., 0].isnan()  # a row that sees nothing has no entropy
         entropy += torch.stack((_entropy(logs).nan_to_num(0.0).sum(dim=1), rows.sum(dim=1)))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kernels.gated_scan import Chunks, scan_calls
 from kernels.interval_attention import Intervals, attention_calls
 from kernels.linear_cross_entropy import CrossEntropy
+from lm.data.rows import IGNORED
 from lm.model.documents import Documents
 from lm.train.observe.attention import head_groups, labels, sample_of
 from lm.train.observe.figures import Figure, Largest, Mean, RootMean
@@ -127,7 +128,7 @@ class LayerStatistics:
 
     @torch.no_grad()
     def _add_positions(self, documents: Documents, targets: Tensor, token_nll: Tensor) -> None:
-        counted = targets >= 0
+        counted = targets != IGNORED
         octave = torch.frexp(documents.position.double()).exponent.long()  # 0, 1, 2 to 3, 4 to 7, ...
         sums = torch.zeros(2, 64, dtype=torch.float64, device=targets.device)
         sums[0].index_add_(0, octave, token_nll.double() * counted)

@@ -48,5 +48,9 @@ class Observation:
                 yield figures
             figures |= joined(self._world.gather(self._layers.figures()))
 
+    def close(self) -> None:
+        """Writes the trace that is under way, where no further step comes."""
+        self._profiler.close()
+
     def _due(self, step: int) -> bool:
         return self._every is not None and (step == 1 or at_interval(step, self._every, self._last))

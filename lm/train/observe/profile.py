@@ -34,6 +34,7 @@ class StepProfiler:
         self._spans = spans(steps)
         self._rank = rank
         self._running: Any = None
+        self._recorded = (0, 0)
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -46,9 +47,15 @@ class StepProfiler:
             self._running = _started()
         with torch.profiler.record_function(f"step {step}"):
             yield
+        self._recorded = (span[0], step)
         if step == span[1]:
-            self._write(self._running, span[0], span[1])
-            self._running = None
+            self.close()
+
+    def close(self) -> None:
+        """Writes what is recorded: of a span whose end did not come, what there was."""
+        if self._running is not None:
+            profile, self._running = self._running, None
+            self._write(profile, *self._recorded)
 
     def _write(self, profile: Any, first: int, last: int) -> None:
         profile.__exit__(None, None, None)

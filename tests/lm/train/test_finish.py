@@ -1,17 +1,53 @@
-"""The sample of a run on questions and answers: the shortest held-out question, up to what ends its answer."""
+"""What a run leaves behind: its sample, whatever the model's size and text, and what it says where a disk fails."""
 
 from __future__ import annotations
 
+import errno
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lm.data.store import StoreWriter, TargetedDocument, TokenStore
 from lm.data.tokenizers import BytesTokenizer
-from lm.train.finish import question
+from lm.errors import UserError
+from lm.train.finish import finished, question, write_sample
+
+
+class TooLarge(nn.Module):
+    """A model for which the GPU has no room."""
+
+    def to(self, place: str) -> TooLarge:  # type: ignore[override]
+        if place == "cuda":
+            raise torch.OutOfMemoryError
+        return self
+
+
+def test_where_the_gpu_has_no_room_the_sample_is_written_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("lm.train.finish.sample_text", lambda model, *rest: model)
+    model: Any = TooLarge()
+    prepared: Any = SimpleNamespace(validation=None, tokenizer=None)
+    assert write_sample(model, prepared, tokens=3) is model
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room"), (errno.EROFS, "mend that")])
+def test_a_disk_that_fails_at_the_end_is_named_with_the_remedy(number: int, remedy: str) -> None:
+    def write() -> None:
+        raise OSError(number, "of the system")
+
+    request: Any = SimpleNamespace(at_once=nullcontext)
+    with pytest.raises(UserError, match=rf"train\.output_dir: .*of the system\. The training is done; {remedy}"):
+        finished(request, write)
+
 
 documents = st.lists(
     st.tuples(st.integers(1, 6), st.integers(1, 4), st.lists(st.booleans(), max_size=4)), min_size=1, max_size=6

@@ -58,6 +58,17 @@ def test_a_key_that_came_after_the_run_began_has_its_default(make_run: MakeRun) 
         folder.require_same(make_run("model.rms_norm_eps=0.1"))
 
 
+def test_what_was_read_is_compared_where_the_old_run_file_is_refused_now(make_run: MakeRun) -> None:
+    """An earlier version took what this one does not: the rows that were read are those of the run all the same."""
+    folder = begun(make_run("train.stages=[{steps: 7}, {}]"))
+    text = folder.config.read_text()
+    folder.config.write_text(text.replace("keep_best: false", "keep_best: true"))
+    assert folder.config.read_text() != text
+    folder.require_same(make_run("train.stages=[{steps: 7}, {global_batch_tokens: 512}]"))
+    with pytest.raises(UserError, match=r"what the first 5 steps read, .* was \['5 x 8 rows"):
+        folder.require_same(make_run("train.stages=[{steps: 7, global_batch_tokens: 512}, {}]"))
+
+
 @pytest.mark.parametrize("content", ["", "model: [", "\x00"])
 def test_a_broken_run_file_is_named_with_the_remedy(make_run: MakeRun, content: str) -> None:
     folder = begun(make_run())

@@ -1,5 +1,6 @@
 """State in files: DeepSpeed's own where libaio is installed, and a stand-in of it everywhere."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_pieces_are_views_of_where_the_state_lies(monkeypatch: pytest.MonkeyPatc
 def test_what_killed_processes_left_is_removed_and_what_others_use_is_not(tmp_path: Path) -> None:
     used, own = Owner(), Owner()
     theirs = own_folder(tmp_path, used)
-    left = tmp_path / "braid-swap-left"
+    left = tmp_path / f"braid-swap-{os.getuid()}-left"
     left.mkdir()
     (left / "x.swp").write_text("state")
     mine = own_folder(tmp_path, own)

@@ -1,9 +1,23 @@
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH, REFUSED, ZERO_KEYS
+from lm.plan_table import plan_run, print_plan
+from lm.run_file import load_run_file
+from lm.train.deepspeed_keys import OWNED, PASSED_THROUGH, REFUSED, ZERO_KEYS, ZERO_REFUSED
 from lm.train.deepspeed_options import DeepSpeedOptions
-from lm.train.optimizer_options import ConstantSchedule, OptimizerOptions, WsdSchedule, schedule_steps
+from lm.train.engine import deepspeed_config
+from lm.train.optimizer_options import (
+    ConstantSchedule,
+    OptimizerOptions,
+    WsdSchedule,
+    check_schedule,
+    decay_steps,
+    schedule_steps,
+)
 from lm.train.options import TrainOptions, check_run
 
 
@@ -57,6 +71,13 @@ def test_every_setting_has_one_answer() -> None:
     assert not REFUSED.keys() & (PASSED_THROUGH | OWNED.keys())
 
 
+@pytest.mark.parametrize("key", sorted(ZERO_REFUSED))
+def test_a_zero_setting_that_cannot_work_is_refused_with_the_reason(key: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        DeepSpeedOptions.model_validate({"zero_stage": 2, "zero_optimization": {key: {}}})
+    assert f"remove zero_optimization.{key}: {ZERO_REFUSED[key]}" in str(error.value)
+
+
 @pytest.mark.parametrize("key", sorted(REFUSED))
 def test_a_setting_without_effect_is_refused_with_the_reason(key: str) -> None:
     with pytest.raises(ValidationError) as error:
@@ -72,7 +93,7 @@ def test_the_zero_settings_are_those_of_the_installed_deepspeed() -> None:
         extra = field.json_schema_extra
         deprecated = isinstance(extra, dict) and extra.get("deprecated")
         known |= set() if deprecated else {name, field.alias or name}
-    assert known - {"legacy_stage1"} == ZERO_KEYS  # which DeepSpeed itself refuses
+    assert known - {"legacy_stage1"} == ZERO_KEYS | ZERO_REFUSED.keys()  # which DeepSpeed itself refuses
 
 
 def test_a_misspelt_zero_setting_is_refused_with_the_nearest_name() -> None:
@@ -130,6 +151,32 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
 def test_a_batch_that_rows_do_not_fill_is_refused_with_one_that_they_do() -> None:
     with pytest.raises(ValueError, match="use 500"):
         check_run(train_options(), OptimizerOptions(lr=1e-3), 100, 1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "runs_as"), [("fp32", 0, 0), ("bf16", 0, 1), ("fp16", 0, 1), ("bf16", 2, 2)]
+)
+def test_a_plan_counts_the_stage_that_the_engine_runs(
+    run_path: Path, capsys: pytest.CaptureFixture[str], precision: str, stage: int, runs_as: int
+) -> None:
+    run = load_run_file(run_path, [f"train.precision={precision}", f"deepspeed.zero_stage={stage}"])
+    assert deepspeed_config(run.train, run.deepspeed, 1, 10, False)["zero_optimization"]["stage"] == runs_as
+    print_plan(run, *plan_run(run, 2), 2)
+    assert f"ZeRO {runs_as}, {precision}" in capsys.readouterr().out
+
+
+def test_a_profile_of_steps_that_do_not_come_is_refused() -> None:
+    values = {"output_dir": "unused", "steps": 11, "global_batch_tokens": 32}
+    with pytest.raises(ValidationError, match="profile names step 12, but steps is 11"):
+        TrainOptions.model_validate(values | {"profile": [10, 12, 11]})
+
+
+@given(warmup=st.floats(0, 0.999), decay=st.floats(0.001, 0.999), steps=st.integers(1, 300))
+def test_fractions_that_fill_a_run_fit_into_one_of_any_length(warmup: float, decay: float, steps: int) -> None:
+    decay = min(decay, 1 - warmup)
+    schedule = WsdSchedule(kind="wsd", warmup_steps=warmup, decay_steps=decay)
+    check_schedule("optimizer.schedule", schedule, "train.steps", steps)
+    assert abs(decay_steps(schedule, steps) - decay * steps) <= 1
 
 
 def test_flash_attention_needs_bf16() -> None:

@@ -40,16 +40,17 @@ def by_definition(
     repeats=st.integers(1, 2),
     extra=st.sampled_from(["none", "key", "sink"]),
     at_once=st.sampled_from([1, 2**24]),
+    no_keys=st.booleans(),
 )
 @settings(deadline=None, max_examples=60)
 def test_figures_are_those_of_the_softmax(
-    tokens: int, window: int, queries: int, repeats: int, extra: str, at_once: int
+    tokens: int, window: int, queries: int, repeats: int, extra: str, at_once: int, no_keys: bool
 ) -> None:
     generator = torch.Generator().manual_seed(tokens)
     q = torch.randn(tokens, 3 * repeats, 4, generator=generator)
-    k = torch.randn(tokens, 3, 4, generator=generator)
+    k = torch.randn(0 if no_keys else tokens, 3, 4, generator=generator)
     score = None if extra == "none" else 5 * torch.randn(tokens, 3 * repeats, generator=generator)
-    end = torch.arange(tokens)  # the first query sees nothing
+    end = torch.arange(tokens) * (not no_keys)  # the first query sees nothing
     intervals = Intervals(torch.stack((torch.zeros_like(end), (end - window).clamp(min=0))), end, (1, 2))
     sample = sample_of(tokens, queries, q.device)
 

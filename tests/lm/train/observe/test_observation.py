@@ -15,7 +15,7 @@ import torch
 from lm.run_file import RunFile, load_run_file
 from lm.train.log import read_metrics
 from lm.train.loop import train
-from lm.train.observe.profile import spans
+from lm.train.observe.profile import StepProfiler, spans
 from lm.train.observe.recall import CUE, NEEDLE, probe
 
 MakeRun = Callable[..., RunFile]
@@ -56,6 +56,17 @@ def check_traces(folder: Path) -> None:
     assert {"step 2", "step 3", "aten::mm"} <= said
     assert "step 5" not in said
     assert "aten::" in (folder / "steps-000005-000005-rank-00000.txt").read_text()
+
+
+def test_a_span_that_is_left_before_its_end_is_written(tmp_path: Path) -> None:
+    profiler = StepProfiler(tmp_path, (2, 3, 4), rank=0)
+    for step in (1, 2, 3):
+        with profiler.step(step):
+            torch.ones(2).sum()
+    profiler.close()
+    profiler.close()
+    written = sorted(path.name for path in (tmp_path / "profile").iterdir())
+    assert written == ["steps-000002-000003-rank-00000.json.gz", "steps-000002-000003-rank-00000.txt"]
 
 
 @pytest.mark.parametrize(("steps", "expected"), [((), []), ((5,), [(5, 5)]), ((4, 2, 3, 9, 3), [(2, 4), (9, 9)])])
