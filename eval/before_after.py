@@ -33,11 +33,19 @@ from lm.train import distributed
 from lm.train.before_after import AFTER, BEFORE, CONTROL, ROPE_ONLY, BeforeAfter, Cost, Measured
 from lm.train.claim import claimed_alone
 from lm.train.file_names import METRICS_FILE
-from lm.train.folder import RunFolder
+from lm.train.folder import RunFolder, chosen_leaves
 from lm.train.log import read_metrics
 from lm.train.progress import Progress
 from lm.train.report import save_report_data, write_report
 from lm.train.report.data import load_before_after
+
+COMPARED = (
+    *("base", "extend.target_length", "extend.rope", "lora", "data", "optimizer", "guard"),
+    *(f"train.{key}" for key in ("steps", "stages", "global_batch_tokens", "batch_warmup", "seed")),
+    *(f"train.{key}" for key in ("precision", "gradient_clipping")),
+)
+"""Sections and keys that decide what a step does, but for attention: a control shares them with what it is beside."""
+NOT_COMPARED = ("data.cache_dir",)
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ def measure_after_training(run: ExtensionFile) -> None:
 def measure(run: ExtensionFile, root: Path, control: Path | None = None, again: bool = False) -> None:
     """Measures what is missing in the finished run's folder `root`, and writes its report anew.
 
-    control: the folder of a finished run with full attention and the same steps, to be put beside it. again: measure
-    anew what is there already. Raises UserError where a run is not finished or is no control of the other.
+    control: the folder of a finished run with full attention that agrees in all of COMPARED, to be put beside it.
+    again: measure anew what is there already. Raises UserError where a run is not finished or no control of the other.
     """
     extend = run.extend
     if run.measure is None or extend is None:
@@ -210,26 +218,15 @@ def _trained(name: str, run: ExtensionFile, root: Path, loaded: _Base) -> Subjec
 
 
 def _control(run: ExtensionFile, root: Path, loaded: _Base) -> Iterator[Subject]:
-    """The run that shows what full attention would have given. Raises UserError for one that differs in more."""
+    """The run that shows what full attention would have given. Raises UserError for one whose steps differ in more."""
     folder = RunFolder(root)
     if not folder.config.is_file():
         raise UserError(f"--control: {root} is not a run's folder: it has no {folder.config.name}")
     other = load_run_file(folder.config)
     if not isinstance(other, ExtensionFile) or other.extend is None or other.extend.attention != "full":
         raise UserError(f"--control: the run in {root} is not an extension with extend.attention full")
-    here, there = _compared(run), _compared(other)
-    if differing := [f"{key} is {there[key]} there and {here[key]} here" for key in here if here[key] != there[key]]:
-        raise UserError(f"--control: the run in {root} differs in more than attention: {'; '.join(differing)}")
+    here, there = (chosen_leaves(one.model_dump(mode="json"), COMPARED, NOT_COMPARED) for one in (run, other))
+    if differing := [key for key in {**here, **there} if here.get(key) != there.get(key)]:
+        said = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in differing]
+        raise UserError(f"--control: the run in {root} differs in more than attention: {'; '.join(said)}")
     yield _trained(CONTROL, other, root, loaded)
-
-
-def _compared(run: ExtensionFile) -> dict[str, object]:
-    assert run.extend is not None
-    return {
-        "base.path": run.base.path,
-        "extend.target_length": run.extend.target_length,
-        "extend.rope": run.extend.rope.model_dump(),
-        "train.steps": run.train.steps,
-        "train.global_batch_tokens": run.train.global_batch_tokens,
-        "data": run.data.model_dump(mode="json", exclude={"cache_dir"}),
-    }

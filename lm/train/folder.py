@@ -12,7 +12,7 @@ complete.json     written last: the run is done
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -130,7 +130,10 @@ class RunFolder:
             return
         begun_with = self._begun_with()
         earlier = _completed(begun_with, run)
-        before, now = _fixed(begun_with if earlier is None else _plain(earlier)), _fixed(_plain(run))
+        before, now = (
+            chosen_leaves(values, SAME, FREE)
+            for values in (begun_with if earlier is None else _plain(earlier), _plain(run))
+        )
         changed = {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
         if not changed:
             done = step_of(kept[0])
@@ -195,14 +198,13 @@ def _read_before(begun_with: dict[str, Any], run: Run, step: int) -> list[str] |
         return f"not known ({error})"
 
 
-def _fixed(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that must stay the same, by dotted key."""
-    found = dict(leaves(values))
+def chosen_leaves(values: Mapping[str, Any], chosen: Sequence[str], free: Sequence[str]) -> dict[str, Any]:
+    """By dotted key the values of the chosen keys and sections, without those that fit a pattern of `free`."""
     return {
         key: value
-        for key, value in found.items()
-        if not any(fnmatchcase(key, free) for free in FREE)
-        and any(key == same or key.startswith(same + ".") for same in SAME)
+        for key, value in leaves(values)
+        if not any(fnmatchcase(key, pattern) for pattern in free)
+        and any(key == one or key.startswith(one + ".") for one in chosen)
     }
 
 

@@ -221,6 +221,10 @@ def other_control(root: Path) -> list[str]:
     return [str(root / "full"), "--control", str(root / "full"), "extend.target_length=600"]
 
 
+def other_steps(root: Path) -> list[str]:
+    return [*other_control(root)[:3], "optimizer.lr=2.0e-2", "base.revision=other", "lora.rank=4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -230,6 +234,11 @@ def other_control(root: Path) -> list[str]:
         (no_control, "is not a run's folder"),
         (shifted_control, "is not an extension with extend.attention full"),
         (other_control, "differs in more than attention: extend.target_length is 512 there and 600 here"),
+        (
+            other_steps,
+            "attention: base.revision is None there and other here; lora.rank is 8 there and 4 here; "
+            "optimizer.lr is 0.01 there and 0.02 here",
+        ),
     ],
 )
 def test_mistakes_are_said(
