@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from eval.model import Model
 from eval.perplexity import LONGLORA_STRIDE, Perplexity, last_tokens, window_mean
 from eval.tasks import CannotBuildError, Haystack
-from eval.tasks.passkey import FILLER, Passkey
+from eval.tasks.passkey import Passkey
+from eval.tasks.words import FILLER
 from eval.text import Text, joined, pieces, read_text
 from lm.data.fingerprint import content_digest
 from lm.data.prepare import Prepared

@@ -90,11 +90,6 @@ def substring_exact_match(prediction: str, answers: Sequence[str]) -> float:
     return float(any(normalized(answer) in normalized(prediction) for answer in answers))
 
 
-def normalized_exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """SQuAD: 1 if prediction and one of the answers are the same in SQuAD's form."""
-    return float(any(normalized(answer) == normalized(prediction) for answer in answers))
-
-
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """SQuAD's and LongBench's F1 of the words that prediction and answer share in SQuAD's form."""
     return max(token_f1(normalized(prediction).split(), normalized(answer).split()) for answer in answers)
@@ -210,7 +205,6 @@ METRICS: dict[str, Metric] = {
         first_integer,
         last_integer,
         substring_exact_match,
-        normalized_exact_match,
         f1,
         rouge_l,
         integer_share,

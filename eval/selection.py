@@ -10,6 +10,7 @@ from pathlib import Path
 from eval import tasks
 from eval.options import SuiteOptions
 from eval.tasks import TASKS, CannotBuildError, Haystack, Sample, Task, TokenCounter, find_tasks
+from eval.tasks.words import lists_digest
 from lm.data.cache import cached_folder
 from lm.data.fingerprint import content_digest, digest
 from lm.errors import UserError
@@ -71,6 +72,7 @@ class QuestionWriter:
             "samples": options.samples,
             "seed": options.seed,
             "texts": [haystack.digest, *map(file_hash, (options.squad, options.hotpotqa))],
+            "words": lists_digest(),
             "program": content_digest(path.read_bytes() for path in sorted(Path(tasks.__file__).parent.glob("*.py"))),
         }
 

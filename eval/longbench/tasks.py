@@ -63,6 +63,10 @@ class LongBenchTask:
     def metric(self) -> str:
         return self.rules.metric
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return ()  # its rows bring their own
+
     def samples(self, tokenizer: TokenCounter, length: int, count: int, seed: int, haystack: Haystack) -> list[Sample]:
         """The first `count` rows, each within `length` tokens of the model's together with its answer.
 

@@ -38,6 +38,7 @@ class BabiLong(GeneratedTask):
     story: Callable[[random.Random], Story]
     examples: tuple[Story, ...]
     metric = "babi_labels"
+    texts = ("haystack",)
 
     def max_new_tokens(self, scene: Scene) -> int:
         return max(scene.tokens_behind("Answer:", f" {room}.") for room in ROOMS) + 4

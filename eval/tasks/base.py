@@ -64,6 +64,10 @@ class Task(Protocol):
     @property
     def metric(self) -> str: ...
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Which of `haystack`, `squad` and `hotpotqa` its samples are made from."""
+
     def samples(
         self, tokenizer: TokenCounter, length: int, count: int, seed: int, haystack: Haystack
     ) -> list[Sample]: ...
@@ -115,6 +119,11 @@ class GeneratedTask(ABC):
 
     name: str
     metric: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Which of the user's texts its samples are made from."""
+        return ()
 
     @abstractmethod
     def write(self, scene: Scene, size: int) -> Draft:

@@ -20,6 +20,7 @@ class CopyAtDistance(GeneratedTask):
 
     name: str = "copy"
     metric = "words_in_order"
+    texts = ("haystack",)
 
     def max_new_tokens(self, scene: Scene) -> int:
         return scene.tokens_behind("The words were:", f" {' '.join(self._words(scene))}")

@@ -20,6 +20,7 @@ class NeedleGrid(GeneratedTask):
     name: str = "needle_grid"
     depths: int = 11
     metric = "string_match_all"
+    texts = ("haystack",)
 
     def max_new_tokens(self, scene: Scene) -> int:
         return 32

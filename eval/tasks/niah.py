@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.tasks.base import Draft, GeneratedTask, Scene
-from eval.tasks.words import compound, distinct, number, unique_id
+from eval.tasks.words import FILLER, compound, distinct, number, unique_id
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 SEVERAL = (
     "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the {kind} afterwards.\n{context}\n"
@@ -48,6 +47,10 @@ class Niah(GeneratedTask):
     queries: int = 1
     metric = "string_match_all"
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return ("haystack",) if self.haystack == "essay" else ()
+
     def max_new_tokens(self, scene: Scene) -> int:
         return 128
 
@@ -67,7 +70,7 @@ class Niah(GeneratedTask):
         if self.haystack == "essay":
             context = within_sentences(scene.haystack.beginning(size), needles, rng.sample(DEPTHS, len(needles)))
         else:
-            lines = [NOISE] * size if self.haystack == "noise" else self._distractors(scene, size, keys, values)
+            lines = [FILLER] * size if self.haystack == "noise" else self._distractors(scene, size, keys, values)
             context = within_lines(lines, needles, scene.random("positions"))
         single = len(answers) == 1
         kind = self.value[:-1] if single else self.value

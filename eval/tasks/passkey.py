@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eval.tasks.base import Draft, GeneratedTask, Scene
+from eval.tasks.words import FILLER
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     "I will quiz you about the important information there."
 )
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 KEY_LINE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 LARGEST_KEY = 50_000

@@ -50,6 +50,10 @@ class QuestionAnswering(GeneratedTask):
     source: Literal["squad", "hotpotqa"]
     metric = "string_match_part"
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.source,)
+
     def samples(self, tokenizer: TokenCounter, length: int, count: int, seed: int, haystack: Haystack) -> list[Sample]:
         total = len(self._questions(haystack).asked)
         order = stream(seed, self.name, "order").sample(range(total), total)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from eval.tasks.base import Draft, GeneratedTask, Scene
-from eval.tasks.niah import NOISE, within_lines
-from eval.tasks.words import distinct, letters
+from eval.tasks.niah import within_lines
+from eval.tasks.words import FILLER, distinct, letters
 
 HOPS = 4
 VARIABLES = HOPS + 1
@@ -43,7 +43,7 @@ class VariableTracking(GeneratedTask):
     def write(self, scene: Scene, size: int) -> Draft:
         rng = scene.random("chains")
         values = distinct(lambda: str(rng.randrange(10_000, 99_999)), 2)
-        line = scene.tokens(NOISE + "\n")
+        line = scene.tokens(FILLER + "\n")
         shortest, _ = chain(scene.random("example"), VARIABLES, 3, values[0])
         room = min(EXAMPLE_TOKENS, scene.length // 8) - scene.tokens(shortest)
         example, example_names = chain(scene.random("example"), VARIABLES + max(0, room // line), 3, values[0])
@@ -55,5 +55,5 @@ def chain(rng: random.Random, noise: int, name_length: int, value: str) -> tuple
     """A question with so many lines of noise, and the names that answer it."""
     names = distinct(lambda: letters(rng, name_length, string.ascii_uppercase), VARIABLES)
     statements = [f"VAR {names[0]} = {value}", *(f"VAR {new} = VAR {old} " for old, new in pairwise(names))]
-    context = within_lines([NOISE] * noise, statements, rng)
+    context = within_lines([FILLER] * noise, statements, rng)
     return TEMPLATE.format(context=context, value=value, count=VARIABLES), names

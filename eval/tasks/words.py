@@ -10,6 +10,11 @@ from collections.abc import Callable, Container
 from functools import cache
 from importlib.resources import files
 
+from lm.data.fingerprint import content_digest
+
+KINDS = ("noun", "adjective", "verb")
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+"""Landmark attention's filler, which RULER has as its noise."""
 LEAST_NUMBER, GREATEST_NUMBER = 10**6, 10**7 - 1
 
 
@@ -21,15 +26,21 @@ def word_list(kind: str) -> tuple[str, ...]:
 
 
 @cache
+def lists_digest() -> str:
+    """Names the words of all three lists, which another version of wonderwords may change."""
+    return content_digest("\n".join(word_list(kind)).encode() for kind in KINDS)
+
+
+@cache
 def every_word() -> tuple[str, ...]:
     """All three lists as one, sorted."""
-    return tuple(sorted({word for kind in ("noun", "adjective", "verb") for word in word_list(kind)}))
+    return tuple(sorted({word for kind in KINDS for word in word_list(kind)}))
 
 
 @cache
 def plain_words(kind: str) -> tuple[str, ...]:
     """Words of 3 to 7 small letters that are in this list alone: short in any tokenizer, and of one kind."""
-    others = {word for other in ("noun", "adjective", "verb") if other != kind for word in word_list(other)}
+    others = {word for other in KINDS if other != kind for word in word_list(other)}
     return tuple(word for word in word_list(kind) if re.fullmatch("[a-z]{3,7}", word) and word not in others)
 
 

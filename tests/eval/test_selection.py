@@ -26,7 +26,7 @@ def writer(tokenizer: TokenCounter, folder: Path, fingerprint: str = "bytes", **
     return QuestionWriter(tokenizer, fingerprint, SuiteOptions.model_validate(options | more), open_haystack())
 
 
-def test_what_was_written_is_found_again_and_nothing_else(tmp_path: Path) -> None:
+def test_what_was_written_is_found_again_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Counting()
     first = writer(tokenizer, tmp_path).write(TASKS["passkey"], 600)
     assert isinstance(first, Questions)
@@ -34,6 +34,11 @@ def test_what_was_written_is_found_again_and_nothing_else(tmp_path: Path) -> Non
     asked = tokenizer.asked
     assert writer(tokenizer, tmp_path).write(TASKS["passkey"], 600) == first
     assert tokenizer.asked == asked
+    with monkeypatch.context() as patch:  # another version of wonderwords
+        patch.setattr("eval.selection.lists_digest", lambda: "other")
+        assert writer(tokenizer, tmp_path).write(TASKS["passkey"], 600) == first
+        assert tokenizer.asked > asked
+        asked = tokenizer.asked
     for other in ({"fingerprint": "x"}, {"seed": 1}, {"samples": 3}):
         assert writer(tokenizer, tmp_path, **other).write(TASKS["passkey"], 600) is not None
         assert tokenizer.asked > asked

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import mean
 
 import pytest
@@ -75,6 +75,20 @@ def test_someone_elses_answer_scores_about_chance(task, counter, haystack) -> No
 @every_task
 def test_more_samples_begin_with_the_same(task, counter, haystack) -> None:
     assert task.samples(counter, ROOMY, 4, 1, haystack)[:2] == task.samples(counter, ROOMY, 2, 1, haystack)
+
+
+@every_task
+def test_a_task_names_the_texts_that_its_samples_depend_on(task, haystack) -> None:
+    other = replace(haystack, text=TEXT)
+    changes = task.samples(_Bytes(), ROOMY, 2, 5, haystack) != task.samples(_Bytes(), ROOMY, 2, 5, other)
+    assert changes == ("haystack" in task.texts)
+    for name in ("squad", "hotpotqa"):
+        try:
+            task.samples(_Bytes(), ROOMY, 1, 5, replace(haystack, **{name: None}))
+        except CannotBuildError:
+            assert name in task.texts
+        else:
+            assert name not in task.texts
 
 
 def digest(names: Iterable[str]) -> str:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.tasks.niah import DEPTHS, NIAH, NOISE, Niah, within_lines, within_sentences
+from eval.tasks.niah import DEPTHS, NIAH, Niah, within_lines, within_sentences
+from eval.tasks.words import FILLER
 
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (.+?) is: (\S+)\.")
 LENGTH = 2000
@@ -45,7 +46,7 @@ def test_what_is_asked_is_hidden_once_and_answers_follow_the_keys(task: Niah, co
         )
     if task.haystack == "noise":
         assert set(context.split("\n")) == {
-            NOISE,
+            FILLER,
             *(f"One of the special magic numbers for {keys[0]} is: {values[0]}.",),
         }
 
