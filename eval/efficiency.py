@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from eval.model import Model
+from lm.train.memory import release_freed_memory
 
 WARM_UP_TOKENS = 32
 DECODE_STEPS = 16
 PREFILL_SECONDS, PREFILL_ROUNDS = 2.0, 3
+CACHES = ("past_key_values", "cache_params", "state")
+"""What transformers calls a cache, in a model's input and output: attention's, Mamba's and xLSTM's, RWKV's."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,28 @@ class Efficiency:
     peak_bytes: int | None
 
 
+class NoCacheError(ValueError):
+    """A model hands out no cache, so that neither its size nor single steps can be measured."""
+
+
 @torch.inference_mode()
 def efficiency(model: Model, length: int) -> Efficiency:
-    """Reads random tokens, then writes the last `DECODE_STEPS` of `length` (at least one of each) in single steps."""
+    """Reads random tokens, then writes the last `DECODE_STEPS` of `length` (at least one of each) in single steps.
+
+    Raises NoCacheError.
+    """
     network, device = model.model, model.device
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
     count, vocabulary = max(1, length - DECODE_STEPS), network.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(0)).to(device)
 
+    def forward(tokens: Tensor, **cache: Any) -> Any:
+        return network(input_ids=tokens, use_cache=True, **last_only, **cache)
+
+    name = _cache_name(model, forward(ids[:, :WARM_UP_TOKENS]))
+
     def read(tokens: Tensor, cache: Any = None) -> Any:
-        return network(input_ids=tokens, past_key_values=cache, use_cache=True, **last_only).past_key_values
+        return getattr(forward(tokens, **({} if cache is None else {name: cache})), name)
 
     _decode(read, ids[:, :WARM_UP_TOKENS], read(ids[:, :WARM_UP_TOKENS]), device, steps=2)
     noted = _reset_peak(device)
@@ -59,6 +74,13 @@ def efficiency(model: Model, length: int) -> Efficiency:
     steps = _decode(read, ids, cache, device, DECODE_STEPS)
     peak = _peak(device) if noted else None
     return Efficiency(length, count / min(times), 1 / median(steps), cache_bytes(cache), peak)
+
+
+def _cache_name(model: Model, output: Any) -> str:
+    for name in CACHES:
+        if getattr(output, name, None) is not None:
+            return name
+    raise NoCacheError(f"{model.name} hands out no cache, so what it costs to write on from one is not known")
 
 
 def _decode(
@@ -116,6 +138,7 @@ def _reset_peak(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    release_freed_memory()  # or what earlier work held would count
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux's high-water mark of resident memory
     except OSError:

@@ -31,3 +31,10 @@ def keep_freed_memory(keep: bool = True) -> bool:
         return False
     blocks, trim = (0, -1) if keep else (65536, 128 << 10)  # the second are glibc's own
     return all([library.mallopt(_M_MMAP_MAX, blocks), library.mallopt(_M_TRIM_THRESHOLD, trim)])
+
+
+def release_freed_memory() -> None:
+    """Gives back to the system what the C library keeps of freed tensors, where it is one that can."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
