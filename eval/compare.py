@@ -161,11 +161,20 @@ def _perplexity_table(results: Results, name: str) -> Table:
     return table
 
 
+def reasons(measured: Sequence[Record]) -> list[str]:
+    """Why there is no figure, for those where there is none; each once."""
+    return list(dict.fromkeys(one["reason"] for one in measured if "reason" in one))
+
+
 def _efficiency_table(results: Results, name: str) -> Table:
     table = Table(title=f"{name}: one row of tokens")
     for column in ("tokens", "read, tokens/s", "written, tokens/s", "cache", "peak memory"):
         table.add_column(column, justify="right")
-    for found in results.measured("efficiency"):
+    measured = results.measured("efficiency")
+    table.caption = "\n".join(reasons(measured)) or None
+    for found in measured:
+        if "reason" in found:
+            continue
         peak = found["peak_bytes"]
         table.add_row(
             f"{found['length']:,}",

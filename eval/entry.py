@@ -60,11 +60,10 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
         unsaid = {"lengths": (model.context,), "samples": max(len(task.rows) for task in asked)}
         tasks = [*tasks, *asked]
         options = options.model_copy(update={key: unsaid[key] for key in unsaid.keys() - options.model_fields_set})
-    evaluator = None
-    if options.evaluator is not None:
-        with progress.phase(f"opening {options.evaluator}"):
-            evaluator = open_model(options.evaluator)
-    results = Evaluation(model, choice.path, tasks, options, texts, world, progress, evaluator).run(folder)
+    evaluation = Evaluation(
+        model, choice.path, tasks, options, texts, world, progress, _open_evaluator(options.evaluator, progress)
+    )
+    results = evaluation.run(folder)
     if results is not None:
         print_scores(results)
         if options.longbench is not None:
@@ -101,6 +100,13 @@ def _open(choice: ModelChoice) -> tuple[Progress, distributed.World, Model]:
             dtype=None if choice.dtype is None else DTYPES[choice.dtype],
         )
     return progress, world, model
+
+
+def _open_evaluator(path: str | None, progress: Progress) -> Model | None:
+    if path is None:
+        return None
+    with progress.phase(f"opening {path}"):
+        return open_model(path)
 
 
 def _write_longbench(results: Results, path: Path) -> None:

@@ -42,7 +42,7 @@ def _transferred(mask: Mask, text: Text, other: Text) -> Mask:
 def long_perplexity(model: Scored, texts: Sequence[Text], masks: Sequence[Mask]) -> Perplexity:
     """Of the key tokens alone, each predicted from all of its text before it.
 
-    Raises ValueError where no token is key.
+    Raises NoFigureError where no token is key.
     """
     losses = token_losses(model, texts, lambda tokens: rolling_windows(tokens, tokens))
     return over_texts("LongPPL, key tokens", texts, losses, counted=masks)

@@ -11,6 +11,9 @@ from eval.results import MeasurementFile, Record, appending
 from lm.train.distributed import World
 from lm.train.progress import Progress
 
+Key = tuple[str, str]
+"""Of a measurement: its kind, and of what it is."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -22,7 +25,7 @@ class Measurement:
     work: Callable[[], Mapping[str, Any]]
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         return self.kind, self.of
 
 
@@ -51,11 +54,11 @@ def measure(
         phase.update(note="")
 
 
-def in_order(records: Iterable[Record], wanted: Sequence[Measurement]) -> list[Record]:
-    """The records of these measurements, in their order."""
+def in_order(records: Iterable[Record], wanted: Sequence[Key]) -> list[Record]:
+    """The records of the measurements with these keys, in their order."""
     found = {_key(record): record for record in records}
-    return [found[one.key] for one in wanted if one.key in found]
+    return [found[key] for key in wanted if key in found]
 
 
-def _key(record: Record) -> tuple[str, str]:
+def _key(record: Record) -> Key:
     return record["kind"], record["of"]

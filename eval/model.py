@@ -26,8 +26,9 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from eval.angles import fixed_angles, forget_longer_rows
 from eval.batches import batches, padded
+from eval.options import BATCH_TOKENS
+from eval.positions import fixed_angles, forget_longer_rows
 from lm.data.fingerprint import content_digest, digest
 
 LOGIT_ROWS = 512
@@ -57,7 +58,7 @@ class Model:
     """A causal model in evaluation mode, and its tokenizer."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, batch_tokens: int = 16_384
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, batch_tokens: int = BATCH_TOKENS
     ) -> None:
         """name: what reports call it. batch_tokens: padded tokens of one forward; a longer row is a batch alone."""
         self.model = model.eval()

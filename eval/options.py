@@ -12,6 +12,7 @@ from lm.options import LocalPath, Options
 PYTHON_DOCUMENTATION = Path("python-docs")
 """Stands for the text that every Python brings."""
 
+BATCH_TOKENS = 16_384
 Length = Annotated[int, Field(ge=1)]
 
 
@@ -70,7 +71,9 @@ class EvaluationOptions(SuiteOptions):
         default=None, description="Asked like other tasks; all samples and the model's context where these are not set."
     )
     text_tokens: int = Field(default=32_768, ge=2, description="Tokens of each text that are read, from its beginning.")
-    batch_tokens: int = Field(default=16_384, ge=1, description="Padded tokens of one forward; changes no result.")
+    batch_tokens: int = Field(
+        default=BATCH_TOKENS, ge=1, description="Padded tokens of one forward; changes no result."
+    )
 
 
 class LiveOptions(SuiteOptions):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval.compare import PERPLEXITY_COLUMNS, contrasts, labels, mean_rows, perplexities, perplexity_row
+from eval.compare import PERPLEXITY_COLUMNS, contrasts, labels, mean_rows, perplexities, perplexity_row, reasons
 from eval.page_charts import context_charts, curves, depth_maps, efficiency_charts, position_charts, score_maps
 from eval.results import Results, common_tasks
 from eval.statistics import percent
@@ -139,6 +139,7 @@ def _about(name: str, result: Results) -> str:
     ]
     if settings["haystack"]:
         facts.append(("haystack", f"{settings['haystack']['name']}, {settings['haystack']['digest'][:16]}"))
+    facts += [("no speed and memory", reason) for reason in reasons(result.measured("efficiency"))]
     body = definitions([*facts, *result.environment.items()])
     if result.skipped:
         rows = [(one["task"], f"{one['length']:,}", one["reason"]) for one in result.skipped]

@@ -119,7 +119,7 @@ def efficiency_charts(named: Named) -> Iterator[str]:
     for key, (title, unit, scale) in FIGURES.items():
         lines: dict[str, Sequence[Point]] = {}
         for name, result in named:
-            found = result.measured("efficiency")
+            found = [one for one in result.measured("efficiency") if "reason" not in one]
             lines[name] = [(one["length"], None if one[key] is None else one[key] / scale) for one in found]
         if any(value is not None for points in lines.values() for _, value in points):
             yield line_chart(title, _series(named, lines), TOKENS, Axis(unit, from_zero=True))

@@ -29,6 +29,10 @@ BLOCK = 512
 Array = NDArray[np.float64]
 
 
+class NoFigureError(ValueError):
+    """A protocol has no figure for this text at this length, for the reason that it says: too little text, say."""
+
+
 class Scored(Protocol):
     """What a protocol asks of a model."""
 
@@ -151,11 +155,14 @@ def window_mean(
     left out, no token stands before a window, and the first tokens of a window, which have little context, count like
     the others; e is not rounded. Overlapping windows vary together, so the standard error is over blocks of as many
     windows as overlap.
-    Raises ValueError for a stream of less than window + stride + 1 tokens, which has no window but the last.
+    Raises NoFigureError for a window of one token, which predicts none, and for a stream of less than
+    window + stride + 1 tokens, which has no window but the last.
     """
+    if window < 2:
+        raise NoFigureError(f"a window of {window} token predicts none")
     begins = range(0, len(stream) - window, stride)[:-1]
-    if not begins or window < 2:
-        raise ValueError(f"{len(stream)} tokens are too few for a window of {window}: {window + stride + 1} or more")
+    if not begins:
+        raise NoFigureError(f"{len(stream)} tokens are too few for a window of {window}: {window + stride + 1} or more")
     count = min(most or len(begins), len(begins))
     chosen = [begins[index * len(begins) // count] for index in range(count)]
     means = np.array([nll.mean() for nll in model.token_nll([stream.ids[b : b + window].tolist() for b in chosen])])
@@ -180,10 +187,11 @@ def last_tokens(model: Scored, texts: Sequence[Text], lengths: Sequence[int], la
     """For each length the loss of the `last` tokens of every text, behind length - last tokens of context.
 
     The targets are the same at every length, so a difference is what the context gains or costs. A length counts
-    context and targets. Raises ValueError where a text is shorter than the longest, or a length leaves no context.
+    context and targets. Raises NoFigureError where a length leaves no context, ValueError where a text is
+    shorter than the longest.
     """
     if min(lengths) <= last:
-        raise ValueError(f"a length of {min(lengths)} leaves no context for the last {last} tokens")
+        raise NoFigureError(f"a length of {min(lengths)} leaves no context for the last {last} tokens")
     if any(len(text) < max(lengths) for text in texts):
         raise ValueError(f"every text must have {max(lengths)} tokens for a context of that length")
     results = []
@@ -197,7 +205,7 @@ def last_tokens(model: Scored, texts: Sequence[Text], lengths: Sequence[int], la
 
 
 @dataclass(frozen=True)
-class PositionLoss:
+class ContextLoss:
     """Mean loss of the targets that have from `first` to `end` - 1 tokens before them in their row: nats per token.
 
     stderr: over rows; None where there is one.
@@ -209,19 +217,22 @@ class PositionLoss:
     stderr: float | None
 
 
-def loss_by_position(model: Scored, texts: Sequence[Text]) -> list[PositionLoss]:
+def loss_by_context(model: Scored, texts: Sequence[Text]) -> list[ContextLoss]:
     """The loss at each place, in bins that grow geometrically; every text is one row, all of one length.
 
-    Raises ValueError for texts of different lengths: the far places would be those of other texts than the near ones.
+    Raises ValueError for texts of different lengths: the far places would be those of other texts than the near ones;
+    NoFigureError for rows of one token.
     """
-    if len({len(text) for text in texts}) != 1 or len(texts[0]) < 2:
-        raise ValueError("loss by position needs rows of one length, of at least two tokens")
+    if len({len(text) for text in texts}) != 1:
+        raise ValueError("loss by position needs rows of one length")
+    if len(texts[0]) < 2:
+        raise NoFigureError("rows of one token have nothing to predict")
     nll = np.stack(model.token_nll([text.ids.tolist() for text in texts]))
     parts = []
     for first, end in position_bins(nll.shape[1]):
         means = nll[:, first:end].mean(1)
         stderr = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
-        parts.append(PositionLoss(first + 1, end + 1, float(means.mean()), stderr))
+        parts.append(ContextLoss(first + 1, end + 1, float(means.mean()), stderr))
     return parts
 
 
@@ -235,12 +246,12 @@ def over_texts(
     """The mean of all losses; losses[i]: [n-1], of the tokens of texts[i] but the first; counted: which of them are.
 
     The standard error is that of a ratio of sums over texts, which differ in length, or over blocks of BLOCK tokens of
-    the only one. Raises ValueError for no token.
+    the only one. Raises NoFigureError for no token.
     """
     masks = [np.ones(len(nll), np.bool_) for nll in losses] if counted is None else counted
     parts = [(nll, mask) for nll, mask in zip(losses, masks, strict=True) if mask.any()]
     if not parts:
-        raise ValueError(f"{protocol}: there is no token to predict")
+        raise NoFigureError(f"{protocol}: there is no token to predict")
     if len(parts) == 1 and len(parts[0][0]) >= 2 * BLOCK:
         unit = f"blocks of {BLOCK} tokens"
         borders = range(BLOCK, len(parts[0][0]), BLOCK)

@@ -15,12 +15,38 @@ from eval.key_tokens import key_tokens, long_perplexity, transferred
 from eval.measuring import Measurement
 from eval.model import Model
 from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions
-from eval.perplexity import LONGLORA_STRIDE, last_tokens, loss_by_position, rolling, strided, window_mean
+from eval.perplexity import (
+    LONGLORA_STRIDE,
+    NoFigureError,
+    last_tokens,
+    loss_by_context,
+    rolling,
+    strided,
+    window_mean,
+)
+from eval.positions import learned_positions
 from eval.tasks import open_haystack
 from eval.tasks.haystack import local_texts
 from eval.text import Text, joined, read_text
 from lm.data.fingerprint import content_digest
 from lm.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True, eq=False)
+class Excerpt:
+    """The beginning of a document: its tokens, and what they stand for in UTF-8."""
+
+    text: Text
+    content: bytes
+
+    def pieces(self, length: int) -> list[Text]:
+        """All that `length` tokens long can be cut from it without overlap."""
+        return [self.text.part(at, at + length) for at in range(0, len(self.text) - length + 1, length)]
+
+    def rows(self, length: int) -> list[str]:
+        """The same as strings. Cut and encoded alone one may have a token more or less than it had in its document."""
+        ends = np.cumsum(self.text.bytes)[length - 1 :: length].tolist()
+        return [self.content[begin:end].decode(errors="ignore") for begin, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True)
@@ -34,29 +60,18 @@ class Corpus:
     def digest(self) -> str:
         return content_digest(document.encode() for document in self.documents)
 
-    def texts(self, model: Model, tokens: int) -> list[Text]:
+    def beginning(self, model: Model, tokens: int) -> list[Excerpt]:
         """The first so many tokens of the documents, the last of them cut; documents of one token are left out."""
-        found: list[Text] = []
+        found: list[Excerpt] = []
         for document in self.documents:
             if tokens < 2:
                 break
             text = read_text(model.tokenizer, document)
             if len(text) > 1:
-                found.append(text.part(0, min(len(text), tokens)))
-                tokens -= len(found[-1])
+                text = text.part(0, min(len(text), tokens))
+                found.append(Excerpt(text, document.encode()[: int(text.bytes.sum())]))
+                tokens -= len(text)
         return found
-
-    def rows(self, model: Model, length: int, tokens: int) -> list[str]:
-        """The first so many tokens of the documents in strings of `length` tokens each; what is left over is left out.
-
-        Cut and encoded alone a string may have a token more or less than it had in its document.
-        """
-        rows: list[str] = []
-        for document in self.documents:
-            text, content = read_text(model.tokenizer, document), document.encode()
-            ends = np.cumsum(text.bytes)[length - 1 :: length].tolist()
-            rows += [content[begin:end].decode(errors="ignore") for begin, end in pairwise([0, *ends])]
-        return rows[: max(1, tokens // length)]
 
 
 def open_corpus(path: Path) -> Corpus:
@@ -74,13 +89,13 @@ def open_corpus(path: Path) -> Corpus:
 class Reading:
     """A corpus to be read at a length, one of several.
 
-    texts: its first `tokens` tokens. evaluator: the model that says which tokens are key.
+    excerpts: what is read of it. evaluator: the model that says which tokens are key.
     """
 
     model: Model
     evaluator: Model
     corpus: Corpus
-    texts: Sequence[Text]
+    excerpts: Sequence[Excerpt]
     length: int
     lengths: Sequence[int]
 
@@ -94,12 +109,22 @@ class Reading:
         return int(found)
 
     @property
+    def texts(self) -> list[Text]:
+        return [excerpt.text for excerpt in self.excerpts]
+
+    @property
     def tokens(self) -> int:
         return sum(map(len, self.texts))
 
     def pieces(self, length: int) -> list[Text]:
-        """All that `length` tokens long can be cut from single documents without overlap."""
-        return [text.part(at, at + length) for text in self.texts for at in range(0, len(text) - length + 1, length)]
+        """All that `length` tokens long can be cut from single documents without overlap.
+
+        Raises NoFigureError where no document is that long.
+        """
+        found = [piece for excerpt in self.excerpts for piece in excerpt.pieces(length)]
+        if not found:
+            raise NoFigureError(f"no document has {length} tokens")
+        return found
 
 
 def _strided(reading: Reading) -> Mapping[str, Any]:
@@ -116,38 +141,41 @@ def _rolling(reading: Reading) -> Mapping[str, Any]:
 
 
 def _window_mean(reading: Reading) -> Mapping[str, Any]:
-    try:
-        return window_mean(reading.model, joined(reading.texts, reading.prefix), reading.length).to_json()
-    except ValueError as error:
-        return {"reason": str(error)}
+    return window_mean(reading.model, joined(reading.texts, reading.prefix), reading.length).to_json()
 
 
 def _last_tokens(reading: Reading) -> Mapping[str, Any]:
     longest, last = max(reading.lengths), max(1, min(reading.lengths) // 2)
-    pieces = reading.pieces(longest)
-    if not pieces:
-        return {"reason": f"no document has the {longest} tokens of the longest context"}
-    return last_tokens(reading.model, pieces, [reading.length], last)[0].to_json()
+    return last_tokens(reading.model, reading.pieces(longest), [reading.length], last)[0].to_json()
 
 
 def _by_position(reading: Reading) -> Mapping[str, Any]:
     rows = reading.pieces(reading.length)
-    if not rows:
-        return {"reason": f"no document has {reading.length} tokens"}
-    return {"by_position": [asdict(part) for part in loss_by_position(reading.model, rows)], "rows": len(rows)}
+    return {"by_position": [asdict(part) for part in loss_by_context(reading.model, rows)], "rows": len(rows)}
 
 
 def _key_tokens(reading: Reading) -> Mapping[str, Any]:
-    rows = reading.corpus.rows(reading.model, reading.length, reading.tokens)
-    if not rows:
-        return {"reason": f"no document has {reading.length} tokens"}
-    theirs, ours = ([read_text(one.tokenizer, row) for row in rows] for one in (reading.evaluator, reading.model))
+    evaluator = reading.evaluator
+    rows = [row for excerpt in reading.excerpts for row in excerpt.rows(reading.length)]
+    cut = [[read_text(one.tokenizer, row) for one in (evaluator, reading.model)] for row in rows]
+    pairs = [pair for pair in cut if min(map(len, pair)) > 1]
+    if not pairs:
+        raise NoFigureError(f"no document has a row of {reading.length} tokens, two at the least")
+    theirs, ours = zip(*pairs, strict=True)
+    _require_room(evaluator, theirs)
+    _require_room(reading.model, ours)
     short = max(2, reading.length // 4)
-    masks = key_tokens(reading.evaluator, theirs, short, max(1, short // 4))
-    try:
-        return long_perplexity(reading.model, ours, transferred(masks, theirs, ours)).to_json()
-    except ValueError:
-        return {"reason": f"no token is key by {reading.evaluator.name}: none gains enough from more context"}
+    masks = transferred(key_tokens(evaluator, theirs, short, max(1, short // 4)), theirs, ours)
+    if not any(mask.any() for mask in masks):
+        raise NoFigureError(f"no token is key by {evaluator.name}: none gains enough from more context")
+    return long_perplexity(reading.model, ours, masks).to_json()
+
+
+def _require_room(model: Model, rows: Sequence[Text]) -> None:
+    """Raises NoFigureError where a row, cut anew by the model's own tokenizer, is too long for its positions."""
+    longest, room = max(map(len, rows)), learned_positions(model.model)
+    if room is not None and longest > room + 1:  # the last token is not read
+        raise NoFigureError(f"{model.name} cuts a row into {longest} tokens and has embeddings for {room} positions")
 
 
 PROTOCOLS: dict[str, Callable[[Reading], Mapping[str, Any]]] = {
@@ -177,9 +205,9 @@ def readings(
     """What is to be measured: each text by each protocol at each length; the loss by position at the longest alone."""
     lengths = sorted(options.lengths)
     for corpus in corpora:
-        texts = corpus.texts(model, options.text_tokens)
+        excerpts = corpus.beginning(model, options.text_tokens)
         for length in lengths:
-            reading = Reading(model, evaluator, corpus, texts, length, lengths)
+            reading = Reading(model, evaluator, corpus, excerpts, length, lengths)
             for protocol in options.protocols:
                 if protocol != "by-position" or length == lengths[-1]:
                     of = f"{corpus.name}: {protocol}, {length:,} tokens"
@@ -194,4 +222,7 @@ def _times(protocol: str, length: int) -> float:
 
 def _read(protocol: str, reading: Reading) -> Mapping[str, Any]:
     known = {"text": reading.corpus.name, "length": reading.length, "by": protocol, "protocol": protocol}
-    return known | dict(PROTOCOLS[protocol](reading))
+    try:
+        return known | dict(PROTOCOLS[protocol](reading))
+    except NoFigureError as error:
+        return known | {"reason": str(error)}

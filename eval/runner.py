@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from eval.asking import ask
-from eval.efficiency import efficiency
-from eval.measuring import Measurement, in_order, measure
+from eval.efficiency import NoCacheError, efficiency
+from eval.measuring import Key, Measurement, in_order, measure
 from eval.model import Model
 from eval.options import EvaluationOptions
+from eval.positions import learned_positions
 from eval.reading import Corpus, open_corpus, readings
 from eval.results import MeasurementFile, ResultFolder, Results, SampleFile, cells
 from eval.selection import Questions, QuestionWriter, Skipped, file_hash, said_of
@@ -55,13 +55,16 @@ class Evaluation:
         evaluator: Model | None = None,
     ) -> None:
         """path: where the model came from, as the user wrote it. tasks, texts: those that the options choose.
-        evaluator: the model by which key tokens are found; the evaluated one if left out.
+        evaluator: the model by which key tokens are found; the evaluated one if left out. It is let go of before
+        memory is measured, in which it counts as long as somebody else holds it.
 
-        Raises UserError for lengths that the model has no positions for.
+        Raises UserError for lengths that one of the models has no positions for.
         """
         self.model, self.tasks, self.options, self.world, self.progress = model, tasks, options, world, progress
         self.haystack, self.corpora = texts.haystack, texts.corpora
         require_positions(model, options.lengths)
+        if evaluator is not None:
+            require_positions(evaluator, options.lengths, "--evaluator")
         self.settings = settings_of(model, path, options, tasks, texts)
         self.evaluator = evaluator or model
         self.settings["evaluator"] = self.evaluator.fingerprint() if "key-tokens" in options.protocols else None
@@ -113,19 +116,28 @@ class Evaluation:
             raise UserError("--lengths: no task can be asked at these lengths, for the reasons above")
         return questions, skipped
 
-    def _measure(self, folder: ResultFolder) -> list[Measurement]:
+    def _measure(self, folder: ResultFolder) -> list[Key]:
         """Perplexities, by all ranks in turn, then speed and memory, by rank 0 alone, which others would disturb."""
-        read = list(readings(self.model, self.evaluator, self.corpora, self.options))
+        read = self._read_texts(folder)
+        self.evaluator = self.model
+        gc.collect()
         costs = [
             Measurement("efficiency", f"{length:,} tokens", length, partial(self._cost, length))
             for length in sorted(self.options.lengths)
         ]
-        measure("reading texts", read, folder.measurements, self.world, self.progress, ranks=self.world.size)
         measure("measuring speed and memory", costs, folder.measurements, self.world, self.progress, ranks=1)
-        return [*read, *costs]
+        return [*read, *(one.key for one in costs)]
+
+    def _read_texts(self, folder: ResultFolder) -> list[Key]:
+        read = list(readings(self.model, self.evaluator, self.corpora, self.options))
+        measure("reading texts", read, folder.measurements, self.world, self.progress, ranks=self.world.size)
+        return [one.key for one in read]
 
     def _cost(self, length: int) -> dict[str, Any]:
-        return asdict(efficiency(self.model, length))
+        try:
+            return asdict(efficiency(self.model, length))
+        except NoCacheError as error:
+            return {"length": length, "reason": str(error)}
 
 
 def settings_of(
@@ -137,6 +149,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """All that fixes an evaluation, for settings.json. Files are named by their content."""
     network, longbench, haystack, corpora = model.model, options.longbench, texts.haystack, texts.corpora
+    used = {text for task in tasks for text in task.texts}
     return {
         "model": {
             "name": model.name,
@@ -151,9 +164,9 @@ def settings_of(
         "lengths": sorted(options.lengths),
         "samples": options.samples,
         "seed": options.seed,
-        "haystack": {"name": haystack.name, "digest": haystack.digest} if tasks else None,
-        "squad": file_hash(options.squad),
-        "hotpotqa": file_hash(options.hotpotqa),
+        "haystack": {"name": haystack.name, "digest": haystack.digest} if "haystack" in used else None,
+        "squad": file_hash(options.squad) if "squad" in used else None,
+        "hotpotqa": file_hash(options.hotpotqa) if "hotpotqa" in used else None,
         "longbench": longbench and longbench.model_dump(include={"data", "apply_chat_template"}),
         "texts": {corpus.name: corpus.digest for corpus in corpora},
         "protocols": list(options.protocols) if corpora else [],
@@ -161,16 +174,12 @@ def settings_of(
     }
 
 
-def require_positions(model: Model, lengths: Sequence[int]) -> None:
-    """Raises UserError for lengths at which the model has no embedding of the position."""
-    learned = [
-        module.num_embeddings
-        for name, module in model.model.named_modules()
-        if isinstance(module, nn.Embedding) and name.endswith(("wpe", "embed_positions", "position_embeddings"))
-    ]
-    if learned and model.context is not None and max(lengths) > model.context:
+def require_positions(model: Model, lengths: Sequence[int], option: str = "--lengths") -> None:
+    """Raises UserError, which begins with `option`, for lengths at which the model has no embedding of the position."""
+    learned = learned_positions(model.model)
+    if learned is not None and max(lengths) > learned:
         raise UserError(
-            f"--lengths: {max(lengths)} is beyond the {model.context} positions that {model.name} has embeddings for"
+            f"{option}: {max(lengths)} is beyond the {learned} positions that {model.name} has embeddings for"
         )
 
 

@@ -22,6 +22,11 @@ def positive(text: str) -> int:
     return _number(int, text, "a whole number of 1 or more", lambda value: value >= 1)
 
 
+def two_or_more(text: str) -> int:
+    """2 or more."""
+    return _number(int, text, "a whole number of 2 or more", lambda value: value >= 2)
+
+
 def not_negative(text: str) -> int:
     """0 or more."""
     return _number(int, text, "a whole number of 0 or more", lambda value: value >= 0)

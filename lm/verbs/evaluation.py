@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.arguments import lengths, not_negative, one_of, positive, words
+from lm.arguments import lengths, not_negative, one_of, positive, two_or_more, words
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
@@ -50,8 +50,9 @@ def _eval(chosen: argparse.Namespace) -> None:
     from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions, LongBenchOptions
 
     given = {name: getattr(chosen, name) for name in EvaluationOptions.model_fields}
-    if given["perplexity"] == []:
-        given["perplexity"] = [PYTHON_DOCUMENTATION]
+    if given["perplexity"] is not None:  # a text of the user's own that has the name is told by its whole path
+        named = [one.absolute() if one == PYTHON_DOCUMENTATION and one.exists() else one for one in chosen.perplexity]
+        given["perplexity"] = named or [PYTHON_DOCUMENTATION]
     if given["tasks"] is None and given["perplexity"] is None and given["longbench"] is None:
         given["tasks"] = ("all",)
     if given["longbench"] is not None:
@@ -171,7 +172,7 @@ def _suite_arguments(group: argparse._ArgumentGroup) -> None:
         help="ways to measure it (default: strided,disjoint,last-tokens,by-position)",
     )
     group.add_argument("--evaluator", metavar="MODEL", help="finds key tokens (default: the evaluated model itself)")
-    group.add_argument("--text-tokens", type=positive, metavar="N", help="of each text (default: 32768)")
+    group.add_argument("--text-tokens", type=two_or_more, metavar="N", help="of each text (default: 32768)")
     group.add_argument(
         "--cache-dir", type=Path, metavar="DIR", help="keeps written samples (default: .cache/braid/questions)"
     )

@@ -15,7 +15,7 @@ from eval.perplexity import (
     BLOCK,
     Perplexity,
     last_tokens,
-    loss_by_position,
+    loss_by_context,
     over_texts,
     rolling,
     rolling_windows,
@@ -172,15 +172,15 @@ def test_last_tokens_are_the_same_at_every_length(toy: Any) -> None:
 
 def test_loss_by_position_is_told_at_every_place_once(toy: Any) -> None:
     texts = [random_text(80, seed) for seed in range(4)]
-    parts = loss_by_position(toy.fading(), texts)
+    parts = loss_by_context(toy.fading(), texts)
     assert [part.first for part in parts] == [1, *(part.end for part in parts[:-1])]
     assert parts[-1].end == 80
     for part in parts:
         assert part.loss == pytest.approx((1 + 1 / np.arange(part.first, part.end)).mean())
         assert part.stderr == pytest.approx(0)
-    assert loss_by_position(toy.unigram(), texts[:1])[0].stderr is None
+    assert loss_by_context(toy.unigram(), texts[:1])[0].stderr is None
     with pytest.raises(ValueError, match="one length"):
-        loss_by_position(toy.unigram(), TEXTS)
+        loss_by_context(toy.unigram(), TEXTS)
 
 
 def test_the_standard_error_is_that_of_a_ratio_over_documents(toy: Any) -> None:

@@ -7,18 +7,23 @@ import multiprocessing
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from eval.asking import ask
+from eval.efficiency import Efficiency, efficiency
 from eval.model import Model
 from eval.opening import open_model
-from eval.perplexity import strided
-from eval.reading import PROTOCOLS
+from eval.options import EvaluationOptions
+from eval.perplexity import NoFigureError, strided
+from eval.reading import PROTOCOLS, Corpus, Reading
 from eval.results import SampleFile, load_results
+from eval.runner import open_texts, settings_of
 from eval.selection import Questions
 from eval.tasks import TASKS, open_haystack
 from eval.text import read_text
@@ -68,7 +73,7 @@ def test_a_result_says_all_that_fixes_it(whole: Path, folder: Path) -> None:
     assert len(values["model"]["fingerprint"]) == len(values["tokenizer"]) == len(values["prompts"]) == 16
     assert (values["seed"], values["samples"], values["lengths"]) == (3, 6, [520, 600])
     assert {"torch", "transformers", "Python"} <= values["environment"].keys()
-    assert values["haystack"]["digest"]
+    assert values["haystack"] is None  # the passkey has a filler of its own
     scores = {(cell["task"], cell["length"]): cell for cell in values["scores"]}
     assert scores.keys() == {(task, n) for task in ("passkey", "passkey_longlora") for n in (520, 600)}
     records = SampleFile.read(whole / "samples.jsonl")
@@ -167,6 +172,134 @@ def test_texts_are_read_by_every_protocol_at_every_length_once(folder: Path, tmp
     assert (output / "measurements.jsonl").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("content", "words", "without"),
+    [
+        ("All happy families are alike.", ["--lengths", "1,16"], {("window-mean", 1), ("key-tokens", 1)}),
+        ("x", ["--lengths", "16"], {(protocol, 16) for protocol in PROTOCOLS}),
+        ("\N{GRINNING FACE}" * 9, ["--lengths", "2"], {("key-tokens", 2)}),
+        ("All happy families are alike.", ["--lengths", "16", "--text-tokens", "2"], {("last-tokens", 16)}),
+    ],
+)
+def test_where_there_is_too_little_text_it_is_said_in_its_place(
+    content: str, words: list[str], without: set[tuple[str, int]], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(content)
+    command = ["eval", str(folder), "--perplexity", str(tmp_path / "text.txt"), "--protocols", ",".join(PROTOCOLS)]
+    assert main([*command, "--output", str(tmp_path / "out"), *words]) == 0
+    found = load_results(tmp_path / "out").measured("perplexity")
+    assert {(one["by"], one["length"]) for one in found if "reason" in one} >= without
+    assert all(one["reason"] for one in found if not {"nll", "by_position"} & one.keys())
+
+
+def test_key_tokens_are_sought_within_the_tokens_that_are_read(new_model: Callable[..., Model]) -> None:
+    model = new_model("llama")
+    corpus = Corpus("four", ["a" * 40, "b", "c" * 70, "d" * 40])
+    excerpts = corpus.beginning(model, 100)
+    assert [excerpt.content for excerpt in excerpts] == [b"a" * 40, b"c" * 60]
+    assert [row for excerpt in excerpts for row in excerpt.rows(30)] == ["a" * 30, "c" * 30, "c" * 30]
+    assert [excerpt.rows(61) for excerpt in excerpts] == [[], []]
+
+
+def test_the_documentation_of_python_stands_back_for_a_folder_of_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def texts(*named: str) -> list[str]:
+        output = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        words = ["--protocols", "disjoint", "--lengths", "8", "--text-tokens", "8", "--output", str(output)]
+        assert main(["eval", str(folder), "--perplexity", *named, *words]) == 0
+        return [one["text"] for one in load_results(output).measured("perplexity")]
+
+    monkeypatch.chdir(tmp_path)
+    ours = open_haystack().name
+    assert texts() == texts("python-docs") == [ours]
+    (tmp_path / "python-docs").mkdir()
+    (tmp_path / "python-docs" / "one.txt").write_text("mine")
+    assert texts("python-docs") == [str(tmp_path / "python-docs")]
+    assert texts() == [ours]
+
+
+def gpt(positions: int, folder: Path, tokenizer: Any) -> Path:
+    """A saved model with embeddings of so many positions."""
+    sizes = {"vocab_size": 258, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": positions}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_evaluator_without_positions_for_a_length_is_named_and_so_is_a_row_that_grows(
+    folder: Path, new_model: Callable[..., Model], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = new_model("llama")
+    short = gpt(16, tmp_path / "gpt", model.tokenizer)
+    words = ["--perplexity", "--protocols", "key-tokens", "--evaluator", str(short), "--lengths", "8,17"]
+    assert main(["eval", str(folder), *words, "--output", str(tmp_path / "out")]) == 2
+    assert "--evaluator: 17 is beyond the 16 positions that gpt has embeddings for" in capsys.readouterr().err
+    corpus = Corpus("one", ["a" * 40])  # a tokenizer that cuts finer than the model's has more tokens in a row
+    reading = Reading(model, open_model(short), corpus, corpus.beginning(model, 40), 18, [18])
+    with pytest.raises(NoFigureError, match="gpt cuts a row into 18 tokens and has embeddings for 16 positions"):
+        PROTOCOLS["key-tokens"](reading)
+
+
+def test_memory_is_measured_when_the_evaluator_is_gone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[Model]] = []
+    gone: list[bool] = []
+
+    def open_noted(*args: Any, **options: Any) -> Model:
+        model = open_model(*args, **options)
+        opened.append(weakref.ref(model))
+        return model
+
+    def measured(model: Model, length: int) -> Efficiency:
+        gone.append(opened[1]() is None)
+        return efficiency(model, length)
+
+    monkeypatch.setattr("eval.entry.open_model", open_noted)
+    monkeypatch.setattr("eval.runner.efficiency", measured)
+    (tmp_path / "text.txt").write_text("All happy families are alike. " * 3)
+    words = ["--perplexity", str(tmp_path / "text.txt"), "--protocols", "key-tokens", "--evaluator", str(folder)]
+    assert main(["eval", str(folder), *words, "--lengths", "32", "--output", str(tmp_path / "out")]) == 0
+    assert gone == [True]
+
+
+def test_a_model_without_a_cache_is_evaluated_and_its_speed_is_not(
+    new_model: Callable[..., Model], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    griffin = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**sizes, intermediate_size=48, lru_width=32))
+    griffin.save_pretrained(tmp_path / "griffin")
+    new_model("llama").tokenizer.save_pretrained(tmp_path / "griffin")
+    (tmp_path / "text.txt").write_text("All happy families are alike. " * 3)
+    words = ["--perplexity", str(tmp_path / "text.txt"), "--protocols", "strided", "--lengths", "32"]
+    assert main(["eval", str(tmp_path / "griffin"), *words, "--output", str(tmp_path / "out")]) == 0
+    (found,) = load_results(tmp_path / "out").measured("efficiency")
+    assert found["length"] == 32
+    for said in (found["reason"], capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()):
+        assert "griffin hands out no cache" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "used"),
+    [
+        (["passkey", "mqar", "niah_single_1"], set()),
+        (["passkey", "niah_single_2"], {"haystack"}),
+        (["qa_1"], {"squad"}),
+        (["qa_2", "copy"], {"haystack", "hotpotqa"}),
+    ],
+)
+def test_texts_are_recorded_where_a_task_uses_them(
+    names: list[str], used: set[str], new_model: Callable[..., Model], tmp_path: Path
+) -> None:
+    paths = {"squad": tmp_path / "squad.json", "hotpotqa": tmp_path / "hotpotqa.json"}
+    for path in paths.values():
+        path.write_text("[]")
+    options = EvaluationOptions(**paths)
+    settings = settings_of(new_model("llama"), "x", options, [TASKS[name] for name in names], open_texts(options))
+    assert {key for key in ("haystack", "squad", "hotpotqa") if settings[key] is not None} == used
+
+
 class TwoRanks:
     """One of two threads that talk as two ranks do."""
 
@@ -259,6 +392,7 @@ def test_a_model_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.Cap
     assert "--samples is for --tasks" in capsys.readouterr().err
     for words, said in (
         (["--lengths", "512,0"], "'0' is not a whole number of 1 or more"),
+        (["--perplexity", "--text-tokens", "1"], "--text-tokens: '1' is not a whole number of 2 or more"),
         (["--lengths", "1k"], "'1k' is not a whole number of 1 or more"),
         (["--lengths", ""], "'' names nothing"),
         (["--tasks", ","], "',' names nothing"),

@@ -1,16 +1,25 @@
-"""Rotary angles that depend on how long the rows at hand are: how far they do not, and how to forget longer ones."""
+"""What a model knows of positions: how many it has embeddings for, and up to where no length changes its angles."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lm.extend.rope_plan import fixed_until
 
 
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """Positions that a model has embeddings for; None where it has none, and so takes any."""
+    ends = ("wpe", "embed_positions", "position_embeddings")
+    learned = any(isinstance(part, nn.Embedding) and name.endswith(ends) for name, part in model.named_modules())
+    return getattr(model.config, "max_position_embeddings", None) if learned else None
+
+
 def fixed_angles(config: PreTrainedConfig) -> int | None:
     """Tokens of the longest rows that all have the same angles, whatever stands beside them; None where any have."""
-    limits = [fixed_until(rope, config.max_position_embeddings) for rope in _rope_parameters(config)]
+    longest = getattr(config, "max_position_embeddings", 0)  # RecurrentGemma, say, states none
+    limits = [fixed_until(rope, longest) for rope in _rope_parameters(config)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 

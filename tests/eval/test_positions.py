@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedConfig, RecurrentGemmaConfig
 
-from eval.angles import fixed_angles
+from eval.positions import fixed_angles
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}
@@ -13,6 +13,7 @@ PLAIN = {"rope_type": "default", "rope_theta": 1e4}
     ("config", "limit"),
     [
         (GPT2Config(), None),
+        (RecurrentGemmaConfig(), None),
         (LlamaConfig(rope_parameters=PLAIN), None),
         (LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=64), 64),
         (
