@@ -146,17 +146,18 @@ def check_vocabulary(config: PreTrainedConfig, tokens: int) -> None:
         )
 
 
-def check_angles(config: PreTrainedConfig, sequence_length: int) -> None:
+def check_angles(config: PreTrainedConfig, length: int, key: str = "data.sequence_length") -> None:
     """Raises UserError where rows are so long that their angles follow from the longest document beside them.
 
+    key: what the user asked for the length by.
     Packed documents would not be apart, and ranks that share a row would each turn their part by angles of its own.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     longest = fixed_until(rope, config.max_position_embeddings)
-    if longest is not None and sequence_length > longest:
+    if longest is not None and length > longest:
         raise UserError(
-            f"data.sequence_length: above {longest} tokens the base's rotary positions ({rope['rope_type']}) depend on "
-            f"the longest document of a batch, which is not handled; given {sequence_length}"
+            f"{key}: above {longest} tokens the base's rotary positions ({rope['rope_type']}) depend on "
+            f"the longest document of a batch, which is not handled; given {length}"
         )
 
 

@@ -31,6 +31,10 @@ def start(run: AnyRun) -> None:
     if run.evaluations is not None:
         from eval.live import LiveEvaluation
 
+        if isinstance(run, ExtensionFile):
+            from lm.extend.base import check_angles
+
+            check_angles(run.trainee.config, max(run.evaluations.lengths), "evaluations.lengths")
         hook = LiveEvaluation(run.evaluations, run.train.micro_batch_size * run.data.sequence_length)
     if isinstance(run, GraftFile):
         from lm.graft.stages import graft  # after the mistakes of the run file, which need not wait for it

@@ -165,6 +165,18 @@ def test_mistakes_are_named_before_the_run_begins(
         load_run_file(run_path, ["evaluations.tasks=[]"])
 
 
+def test_lengths_at_which_samples_would_turn_each_others_angles_are_refused(
+    run_path: Path, save_model: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model("llama", tmp_path / "base", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})
+    _, section, rest = run_path.read_text().partition("data:")
+    run_path.write_text(f'base: {{path: "{tmp_path}/base"}}\n{section}{rest}')
+    assert main(["train", str(run_path)]) == 2
+    said = capsys.readouterr().err
+    assert "evaluations.lengths: above 128 tokens the base's rotary positions (dynamic) depend on" in said
+    assert "given 450" in said
+
+
 def test_scores_of_a_run_are_in_its_metrics_and_its_report(
     run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
