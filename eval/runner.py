@@ -129,6 +129,7 @@ class Evaluation:
         return [*read, *(one.key for one in costs)]
 
     def _read_texts(self, folder: ResultFolder) -> list[Key]:
+        """Measures perplexities. What is to be read holds the evaluator, and is gone with this call."""
         read = list(readings(self.model, self.evaluator, self.corpora, self.options))
         measure("reading texts", read, folder.measurements, self.world, self.progress, ranks=self.world.size)
         return [one.key for one in read]
