@@ -27,7 +27,7 @@ from eval.perplexity import (
 from eval.positions import learned_positions
 from eval.tasks import open_haystack
 from eval.tasks.haystack import local_texts
-from eval.text import Text, joined, read_text
+from eval.text import Text, joined, prefix_token, read_text
 from lm.data.fingerprint import content_digest
 from lm.errors import UserError, did_you_mean
 
@@ -101,12 +101,8 @@ class Reading:
 
     @property
     def prefix(self) -> int:
-        """What stands before a text: bos, or eos where there is none."""
-        tokenizer = self.model.tokenizer
-        found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        if found is None:
-            raise UserError(f"{self.model.name}: its tokenizer has neither bos nor eos to stand before a text")
-        return int(found)
+        """What stands before a text; see `prefix_token`."""
+        return prefix_token(self.model.tokenizer, self.model.name)
 
     @property
     def texts(self) -> list[Text]:

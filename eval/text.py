@@ -57,6 +57,20 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Text:
     return Text(ids, np.diff(_until(_utf8_sizes(text))[at]), np.diff(_until(_word_ends(text))[at]))
 
 
+def prefix_token(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """What stands before a text without context: bos, or eos where there is no bos.
+
+    name: of the model, for the UserError that is raised where the tokenizer has neither.
+    """
+    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if found is None:
+        raise UserError(
+            f"{name}: its tokenizer has neither a bos nor an eos token, so the first token of a text has nothing to be "
+            "predicted from"
+        )
+    return int(found)
+
+
 def joined(texts: Sequence[Text], separator: int | None) -> Text:
     """One stream of all texts, a token between them that stands for no text."""
     parts = [text if index == 0 else text.behind(separator) for index, text in enumerate(texts)]

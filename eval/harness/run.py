@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets.exceptions import DatasetsError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from pydantic import Field
 from rich.table import Table
 
 from eval.harness.model import BraidLM
+from eval.harness.truncation import Side
 from eval.model import Model
 from lm.data.fingerprint import digest
 from lm.errors import UserError, did_you_mean
@@ -41,7 +43,7 @@ class HarnessOptions(Options):
     system_instruction: str | None = Field(default=None, description="What the conversation begins with.")
     max_length: int | None = Field(default=None, ge=1, description="Tokens read at once; null is the model's context.")
     add_bos_token: bool | None = Field(default=None, description="Begin contexts with bos; null as the tokenizer does.")
-    truncation: Literal["left", "middle"] = Field(default="left", description="What a prompt that is too long loses.")
+    truncation: Side = Field(default="left", description="What a prompt that is too long loses.")
     bootstrap_iters: int = Field(default=100_000, ge=0, description="Resamplings for standard errors without formula.")
     confirm_run_unsafe_code: bool = Field(default=False, description="Allow tasks that run what the model writes.")
     log_samples: bool = Field(default=False, description="Write every prompt and answer beside the results.")
@@ -52,12 +54,14 @@ def run_harness(
 ) -> Results | None:
     """Runs the tasks and returns the harness' own results on rank 0, None on other ranks.
 
-    The results carry `samples` and a key of ours: `shortened_prompts`, how many different ones did not fit.
+    The results carry `samples` and a key of ours: `shortened_prompts`, how many different ones did not fit, now or when
+    an answer that was kept was given.
     output: gets results_*.json (and samples_*.jsonl if asked for) in a folder of the model's name, as the harness lays
     them out. Answers are kept there, too, so that a run that was killed goes on.
 
     Raises:
-        UserError: an unknown task, one that cannot be built here, or one that asks the model for what it cannot do.
+        UserError: an unknown task, one that cannot be built here, one that asks the model for what it cannot do, one
+            that two groups share, or one with fewer documents than ranks.
     """
     lm = BraidLM(
         model,
@@ -67,7 +71,7 @@ def run_harness(
         world=world,
     )
     manager = _manager(model, options)
-    tasks = [task for name in options.tasks for task in _tasks(manager, name)]
+    tasks = _chosen(manager, options.tasks)
     _check(tasks, options, lm.world_size)
     tracker = EvaluationTracker(output_path=None if output is None else str(output))
     results: Results | None = simple_evaluate(
@@ -85,7 +89,7 @@ def run_harness(
         use_cache=None if output is None else _cache(output, lm),
         evaluation_tracker=tracker,
     )
-    shortened = lm.gather_object(lm.truncation.shortened)
+    shortened = lm.gather_object(lm.shortened(request for task in _leaves(tasks) for request in task.instances))
     if results is None or shortened is None:
         return None
     results["config"]["model"] = "braid"
@@ -127,17 +131,48 @@ def _manager(model: Model, options: HarnessOptions) -> TaskManager:
     return TaskManager(**settings)
 
 
-def _tasks(manager: TaskManager, asked: str) -> Iterator[Task | Group]:
-    names = [asked] if _is_file(asked) else manager.match_tasks([asked])
+def _chosen(manager: TaskManager, asked: Sequence[str]) -> list[Task | Group]:
+    """What the names stand for; without what a group among them contains, since the harness runs no task twice."""
+    found: dict[str, Task | Group] = {}
+    inside: set[str] = set()
+    for name in dict.fromkeys(name for one in asked for name in _names(manager, one)):
+        for one in () if name in inside else _load(manager, name):
+            found[_name(one)] = one
+            if isinstance(one, Group):
+                inside |= {_name(part) for part in (*one.get_all_groups(), *one.get_all_tasks())}
+    chosen = [one for name, one in found.items() if name not in inside]
+    holders: dict[str, str] = {}
+    for one in chosen:
+        for task in _leaves([one]):
+            holder = holders.setdefault(task.task_name, _name(one))
+            if holder != _name(one):
+                raise UserError(
+                    f"{task.task_name} is in both {holder} and {_name(one)}, and the harness runs no task twice: ask "
+                    "for each of them in a call of its own"
+                )
+    return chosen
+
+
+def _names(manager: TaskManager, asked: str) -> list[str]:
+    names: list[str] = [asked] if _is_file(asked) else manager.match_tasks([asked])
     if not names:
         raise UserError(f"the harness knows no task '{asked}'.{did_you_mean(asked, manager.all_tasks)}")
-    for name in names:
-        with _mistakes(name):
-            loaded = manager.load([name])
-        if name in loaded["groups"]:
-            yield loaded["groups"][name]
-        else:
-            yield from loaded["tasks"].values()
+    return names
+
+
+def _load(manager: TaskManager, name: str) -> list[Task | Group]:
+    with _mistakes(name):
+        loaded = manager.load([name])
+    return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
+
+
+def _name(one: Task | Group) -> str:
+    name: str = one.name if isinstance(one, Group) else one.task_name
+    return name
+
+
+def _leaves(chosen: Sequence[Task | Group]) -> list[Task]:
+    return [task for one in chosen for task in (one.get_all_tasks() if isinstance(one, Group) else [one])]
 
 
 def _is_file(name: str) -> bool:
@@ -146,12 +181,11 @@ def _is_file(name: str) -> bool:
 
 def _check(tasks: Sequence[Task | Group], options: HarnessOptions, ranks: int) -> None:
     """What would end in the middle of the run."""
-    for task in [leaf for one in tasks for leaf in (one.get_all_tasks() if isinstance(one, Group) else [one])]:
+    for task in _leaves(tasks):
         if getattr(task, "UNSAFE_CODE", False) and not options.confirm_run_unsafe_code:
             raise UserError(f"{task.task_name} runs code that the model writes: allow it by confirm_run_unsafe_code")
         documents = len(task.eval_docs)
-        if options.limit is not None and options.limit >= 1:
-            documents = min(documents, int(options.limit))
+        documents = min(documents, get_sample_size(task, options.limit) or documents)
         if documents < ranks:
             raise UserError(f"{task.task_name}: {documents} documents are too few for {ranks} ranks: start fewer")
 

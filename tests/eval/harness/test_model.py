@@ -9,7 +9,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from eval.harness import BraidLM
 from eval.model import Model
@@ -183,6 +183,11 @@ def test_what_it_cannot_do_is_said_by_name(tiny: Model, requests: Requests) -> N
             lm.generate_until(requests("generate_until", ("Hello", given)))
     with pytest.raises(UserError, match="Did you mean 'max_length'"):
         BraidLM(tiny, max_lenght=12)
+    sizes = {"n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    learned = Model(GPT2LMHeadModel(GPT2Config(vocab_size=258, **sizes)), tiny.tokenizer, "gpt2")
+    assert BraidLM(learned, max_length=32).max_length == 32
+    with pytest.raises(UserError, match="max_length: 33 is beyond the 32 positions that gpt2 has"):
+        BraidLM(learned, max_length=33)
     with pytest.raises(UserError, match="chat template"):
         lm.apply_chat_template([{"role": "user", "content": "abc"}])
     tiny.tokenizer.bos_token = tiny.tokenizer.eos_token = None

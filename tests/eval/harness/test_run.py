@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,9 +15,10 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tokenizers import normalizers
 
 from eval.harness import BraidLM, HarnessOptions, run_harness
-from eval.harness.run import table
+from eval.harness.run import _check, _chosen, _manager, table
 from eval.model import Model, TokenScores
 from eval.opening import open_model
 from lm.errors import UserError
@@ -137,10 +139,52 @@ def test_what_was_answered_is_not_asked_again(new_model: NewModel, task_folder: 
     assert run(model, options(task_folder), tmp_path)["results"] == first["results"]
     with pytest.raises(TypeError):  # read otherwise, it would answer otherwise
         run(model, options(task_folder, max_length=20), tmp_path)
+    model.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(TypeError):
+        run(model, options(task_folder), tmp_path)
+
+
+@pytest.mark.parametrize(("task", "rows"), [("choose", 14), ("read", 4)])
+def test_a_run_that_is_killed_goes_on(
+    new_model: NewModel, task_folder: Path, tmp_path: Path, task: str, rows: int
+) -> None:
+    class Killed(Model):
+        read = 0
+        most = 3
+
+        def token_scores(self, rows: Sequence[Sequence[int]]) -> list[TokenScores]:
+            self.read += len(rows)
+            if self.read > self.most:
+                raise KeyboardInterrupt
+            return super().token_scores(rows)
+
+    whole = new_model("llama", max_position_embeddings=512)
+    whole.batch_tokens = 1
+    model = Killed(whole.model, whole.tokenizer, "killed", batch_tokens=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, options(task_folder, task), tmp_path)
+    model.read, model.most = 0, rows
+    assert (
+        run(model, options(task_folder, task), tmp_path)["results"] == run(whole, options(task_folder, task))["results"]
+    )
+    assert model.read == rows - 3
+
+
+def test_kept_answers_know_which_prompts_did_not_fit(new_model: NewModel, task_folder: Path, tmp_path: Path) -> None:
+    model = new_model("llama")
+    counts = [
+        run(model, options(task_folder, *tasks, max_length=12), tmp_path)["shortened_prompts"]
+        for tasks in (("write", "choose"), ("write", "choose"), ("write",), ("choose",))
+    ]
+    assert counts[0] == counts[1]
+    assert counts[2:] == [
+        run(model, options(task_folder, task, max_length=12))["shortened_prompts"] for task in ("write", "choose")
+    ]
+    assert min(counts) > 0
 
 
 def test_prompts_that_do_not_fit_are_in_the_results(new_model: NewModel, task_folder: Path) -> None:
-    results = run(new_model("llama"), options(task_folder, "write", max_length=16, truncation="middle"))
+    results = run(new_model("llama"), options(task_folder, "write", max_length=12, truncation="middle"))
     fits = 16 - 6
     questions = [json.loads(line)["question"] for line in (task_folder / "sums.jsonl").read_text().splitlines()]
     assert results["shortened_prompts"] == sum(len(question) > fits for question in questions) > 0
@@ -173,6 +217,38 @@ def test_a_task_of_another_name_is_guessed(
 def test_a_file_and_a_glob_name_tasks(new_model: NewModel, task_folder: Path) -> None:
     found = run(new_model("llama"), options(task_folder, str(task_folder / "write.yaml"), "cho*", limit=1))
     assert set(found["results"]) == {"write", "choose"}
+
+
+@pytest.fixture
+def groups(task_folder: Path, tmp_path: Path) -> Path:
+    """The tasks, and groups of them: `all` holds `asked` and a task, `two` shares one with `asked`."""
+    shutil.copytree(task_folder, tmp_path / "groups", ignore=shutil.ignore_patterns("cache"))
+    for name, tasks in {"all": ["asked", "read"], "asked": ["choose", "write"], "two": ["write", "read"]}.items():
+        (tmp_path / "groups" / f"{name}.yaml").write_text(json.dumps({"group": name, "task": tasks}))
+    return tmp_path / "groups"
+
+
+@pytest.mark.parametrize("names", [("a*",), ("choose", "all"), ("asked", "write", "all", "read")])
+def test_what_a_group_contains_is_not_run_beside_it(new_model: NewModel, groups: Path, names: tuple[str, ...]) -> None:
+    found = run(new_model("llama"), options(groups, *names, limit=1))
+    assert set(ALL) <= set(found["results"])
+    assert found["group_subtasks"] == {"all": ["asked", "read"], "asked": ["choose", "write"]}
+
+
+def test_a_task_of_two_groups_is_refused(new_model: NewModel, groups: Path) -> None:
+    with pytest.raises(UserError, match=r"write is in both asked and two, and the harness runs no task twice"):
+        run(new_model("llama"), options(groups, "asked", "two"))
+
+
+@pytest.mark.parametrize(("limit", "enough"), [(0.1, False), (1, False), (0.15, True), (2, True), (None, True)])
+def test_every_rank_gets_a_document(new_model: NewModel, task_folder: Path, limit: float | None, enough: bool) -> None:
+    chosen = options(task_folder, "write", limit=limit)
+    tasks = _chosen(_manager(new_model("llama"), chosen), chosen.tasks)
+    if enough:
+        _check(tasks, chosen, 2)
+    else:
+        with pytest.raises(UserError, match="write: 1 documents are too few for 2 ranks"):
+            _check(tasks, chosen, 2)
 
 
 @pytest.mark.launch

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.truncation import Side, Truncation
+from eval.harness.truncation import Side, Truncation
 
 BOS = 0
 SIDES: list[Side] = ["left", "middle"]

@@ -19,7 +19,7 @@ class Truncation:
 
     side: `left` leaves out the beginning; `middle` keeps the first and the last half of what fits, as LongBench does.
     bos: a token that stays in front where a prompt begins with it.
-    shortened: a number for each prompt that was, the same in every process.
+    shortened: the number of each prompt that was.
     """
 
     side: Side
@@ -31,11 +31,16 @@ class Truncation:
         lost = len(ids) - room
         if lost <= 0:
             return list(ids)
-        self.shortened.add(hash(tuple(ids)))
+        self.shortened.add(self.number(ids))
         front = room // 2 if self.side == "middle" else 0
         if ids[0] == self.bos:
             front = max(front, 1)
         return [*ids[:front], *ids[front + lost :]]
+
+    @staticmethod
+    def number(ids: Sequence[int]) -> int:
+        """Names a prompt, by the same number in every process."""
+        return hash(tuple(ids))
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
