@@ -36,6 +36,7 @@ from lm.train.file_names import METRICS_FILE
 from lm.train.folder import RunFolder, chosen_leaves
 from lm.train.log import read_metrics
 from lm.train.progress import Progress
+from lm.train.refusal import said_once
 from lm.train.report import save_report_data, write_report
 from lm.train.report.data import load_before_after
 
@@ -87,6 +88,7 @@ class _Base:
         return base.reconfigured(self._loaded, config)
 
 
+@said_once()
 def measure_after_training(run: ExtensionFile) -> None:
     """What the run's `measure` section asks for and is not there yet; rank 0 measures, and the others wait."""
     if distributed.launched_size() == 1:

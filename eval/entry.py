@@ -25,6 +25,7 @@ from lm.errors import UserError
 from lm.train import distributed
 from lm.train.memory import keep_freed_memory
 from lm.train.progress import Progress
+from lm.train.refusal import said_once
 from lm.train.tensor_file import replace_text
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class ModelChoice:
     dtype: str | None = None
 
 
+@said_once()
 def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> None:
     """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
     tasks = chosen_tasks(options, "--tasks")
@@ -73,6 +75,7 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
     distributed.leave_at_exit()
 
 
+@said_once()
 def harness(choice: ModelChoice, options: HarnessOptions, output: Path) -> None:
     """Runs tasks of lm-evaluation-harness, whose own files go to `output`. Works alone and under torchrun."""
     from eval.harness import run_harness, table

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lm import __version__
-from lm.errors import UserError, did_you_mean
+from lm.errors import RankError, UserError, did_you_mean
 from lm.verbs import VERBS
 from lm.verbs.parser import Parser, VerbParser
 
@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake
-            print(error, file=sys.stderr)
+        _say(error)
         return USER_ERROR
     except KeyboardInterrupt:
         verb = VERBS.get(words[0]) if words else None
@@ -47,6 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _reader_gone():
             raise
         return READER_GONE
+
+
+def _say(error: UserError) -> None:
+    """Says it, unless another rank does: all ranks of a node find the same, but another node may hold other files."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or isinstance(error, RankError):
+        print(error, file=sys.stderr)
+    elif os.environ.get("LOCAL_RANK") == "0":
+        print(f"rank {rank}: {error}", file=sys.stderr)
 
 
 def _reader_gone() -> bool:

@@ -36,12 +36,12 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None], key
     key: the option that names `cache_dir`.
 
     Raises:
-        UserError: the cache cannot be written.
+        UserError: the cache cannot be written, or its disk has no locks.
     """
     folder = cache_dir / name
     if damage(folder) is None:
         return folder
-    with _writable(cache_dir, key), _locked(cache_dir / f"{name}.lock"):
+    with _writable(cache_dir, key), _locked(cache_dir, name, key):
         problem = damage(folder)
         if problem is None:
             return folder
@@ -159,10 +159,21 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(cache_dir: Path, name: str, key: str) -> Iterator[None]:
+    with (cache_dir / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise without_locks(cache_dir, key, error) from None
         yield
+
+
+def without_locks(folder: Path, key: str, error: OSError) -> UserError:
+    """What to say where the disk of a folder, which the option `key` names, has no locks for its files."""
+    return UserError(
+        f"{key}: the disk of {folder} does not lock files: {error.strerror}. Name a folder on another disk, or have "
+        "this one mounted with locks (Lustre: -o flock; NFS: with lockd)."
+    )
 
 
 @contextlib.contextmanager

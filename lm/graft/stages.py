@@ -169,8 +169,7 @@ class Scorer:
 def graft(run: GraftRun, hook: Hook | None = None) -> None:
     """Both stages, each from where it stands; the hook is stage two's.
 
-    Works alone, under torchrun and under the deepspeed launcher. Raises UserError; on other ranks than 0, which have
-    nothing to add to its message, SystemExit.
+    Works alone, under torchrun and under the deepspeed launcher. Raises UserError; see `said_once`.
     """
     first = RegressionRun.of(run)
     folder = RunFolder(first.train.output_dir)

@@ -91,23 +91,27 @@ def _files(buffers: Iterable[Iterable[Fragment]], rank: int, memory: HostMemory 
         yield f"{name}.safetensors", (tensors, {"offsets": json.dumps(offsets)})
 
 
-def newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None:
+def newest(
+    root: Path, world: World, say: Callable[[str], None], pulse: Callable[[], None] = lambda: None
+) -> Path | None:
     """The newest checkpoint whose files are all as they were written; None where there is none at all. Collective.
+
+    pulse: called again and again while files are read.
 
     Damaged ones that are newer are named through `say` and set aside. Raises UserError, and touches nothing, where
     none is good, or where one cannot be judged (see `manifest.damage`).
     """
     damaged: dict[Path, str] = {}
     for folder in world.on_rank_zero(lambda: manifest.checkpoints(root)):
-        fault = _fault(folder, world)
-        if fault is None:
+        found = fault(folder, world, pulse)
+        if found is None:
             for bad, reason in damaged.items():
                 aside = world.on_rank_zero(lambda bad=bad: manifest.set_aside(bad))  # type: ignore[misc]
                 say(f"checkpoint {bad} is damaged: {reason}. It was moved to {aside.name}; going on with {folder}.")
             return folder
-        damaged[folder] = fault
+        damaged[folder] = found
     if damaged:
-        lines = [f"  {folder}: {fault}" for folder, fault in damaged.items()]
+        lines = [f"  {folder}: {reason}" for folder, reason in damaged.items()]
         raise UserError(
             "every checkpoint of the run is damaged:\n" + "\n".join(lines) + "\n"
             f"Bring one back from a copy. To begin anew, remove {root} or choose another train.output_dir."
@@ -115,18 +119,13 @@ def newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def _fault(folder: Path, world: World) -> str | None:
-    """What is wrong with a checkpoint, all ranks having checked a share of it. Raises UserError on all or none."""
-    fault = refusal = None
-    try:
-        fault = manifest.damage(folder, world.rank, world.size)
-    except UserError as error:
-        refusal = str(error)
-    found = world.gather((fault, refusal))
-    for _, refused in found:
-        if refused is not None:
-            raise UserError(refused)
-    return next((fault for fault, _ in found if fault), None)
+def fault(folder: Path, world: World, pulse: Callable[[], None] = lambda: None) -> str | None:
+    """What is wrong with a checkpoint, each rank having read a share of it. Collective; raises as `manifest.damage`.
+
+    pulse: called again and again while files are read.
+    """
+    found = world.agree(lambda: manifest.damage(folder, world.rank, world.size, pulse))
+    return next(filter(None, world.gather(found)), None)
 
 
 def read_counters(folder: Path) -> Counters:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lm.data.cache import without_locks
 from lm.errors import UserError
 from lm.train.distributed import World
 from lm.train.file_names import LOCK_FILE
@@ -47,7 +48,9 @@ def _lock(root: Path, key: str, work: str) -> int:
         raise UserError(f"{key}: {root} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(handle)
+        if not isinstance(error, BlockingIOError):
+            raise without_locks(root, key, error) from None
         raise UserError(f"{key}: another process is {work} in {root}. Wait for it, or choose another folder.") from None
     return handle

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.exchange import Ranks
-from lm.errors import UserError
+from lm.errors import RankError, UserError
 from lm.model.shares import SequenceGroup
 
 T = TypeVar("T")
@@ -91,6 +91,18 @@ class World:
         """Waits until every rank is here."""
         dist.barrier()
 
+    def agree(self, work: Callable[[], T]) -> T:
+        """What `work`, which must not be collective, returns on this rank, however long it takes on any.
+
+        Raises UserError on every rank where `work` raised it on any; it names the rank where rank 0 did not.
+        """
+        outcome, refused = _attempt(work)
+        for rank, message in enumerate(self.gather(refused)):
+            if message is not None:
+                raise UserError(f"rank {rank}: {message}" if rank else message)
+        result: T = outcome
+        return result
+
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """What `work` returns on rank 0, for every rank, however long it takes.
 
@@ -98,15 +110,20 @@ class World:
         """
         outcome: list[Any] = [None, None]
         if self.rank == 0:
-            try:
-                outcome = [work(), None]
-            except UserError as error:
-                outcome = [None, str(error)]
+            outcome = [*_attempt(work)]
         dist.broadcast_object_list(outcome, src=0, group=self._patient)
         if outcome[1] is not None:
             raise UserError(outcome[1])
         result: T = outcome[0]
         return result
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What `work` returns, and the message of a UserError that it raises instead."""
+    try:
+        return work(), None
+    except UserError as error:
+        return None, str(error)
 
 
 def start() -> World:
@@ -129,10 +146,12 @@ def join() -> World:
     on_gpu = torch.cuda.is_available()
     rank, size = launched_rank(), launched_size()
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    if on_gpu and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"this machine has {torch.cuda.device_count()} GPUs, too few for rank {rank}, its number {local_rank + 1}: "
-            "start at most one rank for each GPU (--nproc_per_node, --num_gpus)"
+    gpus = torch.cuda.device_count()
+    if on_gpu and local_rank >= gpus:
+        kind = RankError if local_rank == gpus else UserError  # the first of them says it; rank 0 has its GPU
+        raise kind(
+            f"rank {rank}: its machine has {gpus} GPUs, too few for its number {local_rank + 1} there: start at most "
+            "one rank for each GPU (--nproc_per_node, --num_gpus)"
         )
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     _quiet()

@@ -79,6 +79,8 @@ class Engine:
         Raises UserError for settings that DeepSpeed refuses, or would not do as it is told.
         """
         import deepspeed
+        from deepspeed.runtime.config import DeepSpeedConfigError
+        from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
         self.world = world
         self.model = model
@@ -91,14 +93,14 @@ class Engine:
         config = deepspeed_config(train, settings, micro_batches, size, self._unguarded)
         config["zero_optimization"] = in_own_folders(config["zero_optimization"], self)
         config["zero_allow_untested_optimizer"] = optimizer.kind != "adamw"  # DeepSpeed's name for any that it lacks
+        built = build_optimizer(model, optimizer, lr_factors)
+        # A refusal is one of these; a RuntimeError is memory, a lost rank, or a fault, and keeps its traceback.
+        refusals = (ValueError, AssertionError, NotImplementedError, DeepSpeedConfigError, ZeRORuntimeException)
         try:
             self._engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=build_optimizer(model, optimizer, lr_factors),
-                config=config,
-                dist_init_required=False,
+                model=model, optimizer=built, config=config, dist_init_required=False
             )
-        except Exception as error:  # DeepSpeed raises whatever its parts do
+        except refusals as error:
             raise UserError(f"deepspeed: DeepSpeed refuses these settings: {type(error).__name__}: {error}") from error
         require_exact_parameters(model, train.precision)
         keep_misaligned_gradients(self._engine)

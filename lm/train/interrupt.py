@@ -37,11 +37,12 @@ class StopRequest:
     times of their own, and who will not wait sends SIGKILL.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, launcher: Launcher | None = None) -> None:
+        """launcher: as it was when the program began; without it, as it is now."""
         self._world = world
         self._first: tuple[int, float] | None = None
         self._before: dict[signal.Signals, Any] = {}
-        self._launcher = Launcher()
+        self._launcher = launcher or Launcher()
         self._at_once = False
 
     def __enter__(self) -> Self:

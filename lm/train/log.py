@@ -74,6 +74,12 @@ def require_sinks(wandb: WandbMode, tensorboard: bool) -> None:
         require_tensorboard()
 
 
+def require_log(output: Path, wandb: WandbMode, tensorboard: bool) -> None:
+    """The same, and for a metrics file in `output` that cannot be gone on with."""
+    require_sinks(wandb, tensorboard)
+    read_metrics(output / METRICS_FILE)
+
+
 class RunLog:
     """One run's log: `metrics.jsonl`, wandb and TensorBoard in its folder, on rank 0; does nothing on other ranks.
 

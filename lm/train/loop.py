@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 
 from lm.data.prepare import Prepared
-from lm.errors import UserError
 from lm.plan import Plan
 from lm.train import distributed
 from lm.train.checkpoint import Counters
@@ -26,15 +25,17 @@ from lm.train.guard import Decision, SkippedSteps
 from lm.train.held_out import HeldOut
 from lm.train.hook import Hook
 from lm.train.interrupt import Interruptible, Stopped, StopRequest
-from lm.train.log import RunLog, require_sinks
+from lm.train.launcher import Launcher
+from lm.train.log import RunLog, require_log
 from lm.train.manifest import checkpoints
-from lm.train.memory import keep_freed_memory, peak_memory
+from lm.train.memory import keep_freed_memory, peak_memory, saying_that_memory_is_full
 from lm.train.observe.observation import Observation
 from lm.train.observe.recall import RecallProbes
 from lm.train.peak import peak_of_all
 from lm.train.periodic import HookCalls, Periodic, findings
 from lm.train.precision import DTYPES
 from lm.train.progress import Progress
+from lm.train.refusal import said_once
 from lm.train.rows_read import Reading, RunRows, hash_text, step_hash
 from lm.train.saving import Saving
 from lm.train.spikes import Spikes
@@ -45,35 +46,29 @@ from lm.train.watchdog import Watchdog
 from lm.train.writing import saying_that_the_disk_is_full
 
 
+@said_once()
+@saying_that_the_disk_is_full()
+@saying_that_memory_is_full()
 def train(run: Run, kind: type[Training] | None = None, hook: Hook | None = None) -> None:
     """Trains to `train.steps`, from the newest good checkpoint of `train.output_dir` if it holds one.
 
     kind: a training that records or leaves behind something else. hook: called at its own interval. Works alone, under
-    torchrun and under the deepspeed launcher. Raises UserError; on other ranks than 0, which have nothing to add to its
-    message, SystemExit.
+    torchrun and under the deepspeed launcher. Raises UserError; see `said_once`.
     """
-    try:
-        with saying_that_the_disk_is_full():
-            _train(run, kind or Training, hook)
-    except UserError:
-        if distributed.launched_rank() != 0:
-            raise SystemExit(2) from None
-        raise
-
-
-def _train(run: Run, kind: type[Training], hook: Hook | None) -> None:
+    launcher = Launcher()  # one that ends while data is prepared is missed afterwards
+    kind = kind or Training
     folder = RunFolder(run.train.output_dir)
     progress = Progress(rank=distributed.launched_rank(), every=run.log.every)
     if folder.is_complete(run):
         progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
         return
     world = start_ranks(run, progress.say, kind.section)
-    world.on_rank_zero(lambda: require_sinks(run.log.wandb, run.log.tensorboard))
+    world.on_rank_zero(lambda: require_log(folder.root, run.log.wandb, run.log.tensorboard))
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)
         if hook is not None:
             hook.prepare(prepared.tokenizer, progress)
-        with StopRequest(world) as request:
+        with StopRequest(world, launcher) as request:
             training = kind(run, folder, world, progress, prepared, request)
             training.resume()
             training.finish_steps(hook)
@@ -150,9 +145,12 @@ class Training:
     def resume(self) -> None:
         """Puts everything where the newest good checkpoint left it; without one, begins."""
         self._restore()
-        if self.world.rank == 0:
-            self.folder.reopen()
-            self.folder.save_config(self.run)
+        self.world.on_rank_zero(self._reopen)
+
+    @saying_that_the_disk_is_full()
+    def _reopen(self) -> None:
+        self.folder.reopen()
+        self.folder.save_config(self.run)
 
     def _restore(self) -> None:
         self.spikes.drop_abandoned()
@@ -216,8 +214,8 @@ class Training:
 
     def _log(self) -> RunLog:
         settings = self.run.log.model_dump(include={"wandb", "tensorboard", "project", "name"})
-        config = self.run.model_dump(mode="json")
-        return RunLog(self.folder.root, rank=self.world.rank, step=self.counters.step, config=config, **settings)
+        settings |= {"rank": self.world.rank, "step": self.counters.step, "config": self.run.model_dump(mode="json")}
+        return self.world.agree(saying_that_the_disk_is_full()(lambda: RunLog(self.folder.root, **settings)))
 
     def _stop(self, sent: signal.Signals, kept: str) -> NoReturn:
         """Ends the program: nothing is wrong, and there is more to do."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -101,8 +101,10 @@ def _unread(path: Path, error: OSError) -> UserError:
     )
 
 
-def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
+def damage(folder: Path, share: int = 0, shares: int = 1, pulse: Callable[[], None] = lambda: None) -> str | None:
     """What is wrong with a checkpoint, or None. Of the files every `shares`-th is checked, starting at `share`.
+
+    pulse: called again and again while files are read.
 
     Raises UserError where that cannot be known: for another version's checkpoint, and for one that cannot be read.
     """
@@ -112,7 +114,7 @@ def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
         return str(error)
     for name, entry in list(files.items())[share::shares]:
         try:
-            found = read_entry(folder / name)
+            found = read_entry(folder / name, pulse)
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:

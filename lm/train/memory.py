@@ -5,8 +5,12 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from lm.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -17,6 +21,19 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in bytes there, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def saying_that_memory_is_full() -> Iterator[None]:
+    """Makes a UserError, with what helps, of a GPU's memory that does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{str(error).splitlines()[0]}\n"
+            "What helps, in this order: a lower train.micro_batch_size, train.activation_checkpointing, "
+            "deepspeed.zero_stage 1, 2 or 3, offload. braid plan --world-size N says what a rank needs."
+        ) from error
 
 
 def keep_freed_memory(keep: bool = True) -> bool:

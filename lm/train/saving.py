@@ -31,7 +31,7 @@ class Saving:
         say: Callable[[str], None],
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        """`say`: shows a person one line of text. `pulse`: called while a checkpoint that is waited for goes on."""
+        """`say`: shows a person one line of text. `pulse`: called while a checkpoint is waited for, or read."""
         self._run = run
         self.root = folder.checkpoints
         self._engine = engine
@@ -50,7 +50,7 @@ class Saving:
         Without one, seeds the random numbers and returns what is `expected`. Raises UserError where the checkpoint
         is of other data or other frozen weights than `expected`.
         """
-        found = checkpoint.newest(self.root, self._world, self._say)
+        found = checkpoint.newest(self.root, self._world, self._say, self._pulse)
         if found is None:
             random_state.seed(self._run.train.seed, 0, self._world.rank)
             return replace(expected, world=self._world.size)
@@ -167,18 +167,14 @@ class Saving:
         """On a full disk, the older of the newest checkpoints go, once the newest of all is known to be good."""
         if not error.no_room:
             return
-
-        def work() -> list[str]:
-            checkpoints = found(self.root, self._say)
-            spare = retention.spare(checkpoints, self._run.train)
-            if not spare or manifest.damage(next(iter(checkpoints))) is not None:
-                return []
+        kept = self._world.on_rank_zero(lambda: found(self.root, self._say))
+        spare = retention.spare(kept, self._run.train)
+        if not spare or checkpoint.fault(next(iter(kept)), self._world, self._pulse) is not None:
+            return
+        if self._world.rank == 0:
             for folder in spare:
                 manifest.remove(folder)
-            return [folder.name for folder in spare]
-
-        if removed := self._world.on_rank_zero(work):
-            self._say(f"the disk is full: {', '.join(removed)} made room for the next checkpoint")
+        self._say(f"the disk is full: {', '.join(folder.name for folder in spare)} made room for the next checkpoint")
 
 
 def found(root: Path, say: Callable[[str], None]) -> dict[Path, Counters]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -78,14 +78,15 @@ def replace_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def read_entry(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file as it is now. Raises OSError."""
+def read_entry(path: Path, pulse: Callable[[], None] = lambda: None) -> FileEntry:
+    """Size and SHA-256 of a file as it is now. pulse: called again and again. Raises OSError."""
     digest = hashlib.sha256()
     size = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
             size += len(block)
+            pulse()
     return FileEntry(size, digest.hexdigest())
 
 

@@ -15,6 +15,7 @@ from lm.train.interrupt import StopRequest
 from lm.train.log import read_metrics
 from lm.train.loop import Training
 from lm.train.progress import Progress
+from lm.train.refusal import said_once
 from lm.train.start import start_ranks
 
 COMPARED = ("batch_hash", "loss", "grad_norm")
@@ -63,6 +64,7 @@ class Verdict:
         return "\n".join(lines)
 
 
+@said_once()
 def verify(run: Run, step: int | None = None) -> Verdict:
     """Replays the step after the checkpoint of `step`, or after the newest whose next step is in the metrics.
 

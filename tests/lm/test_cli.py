@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lm.cli import main
+from lm.errors import RankError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -31,12 +32,27 @@ def test_a_mistake_of_the_users_is_one_message_and_exit_code_2(verb: str, capsys
     assert captured.err.count("\n") == 1
 
 
-def test_of_several_ranks_only_the_first_speaks(
+@pytest.mark.parametrize(("rank", "local", "said"), [(0, 0, "missing"), (1, 1, ""), (8, 0, "rank 8: missing")])
+def test_of_several_ranks_the_first_of_a_node_speaks(
+    rank: int, local: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    assert main(["train", f"--local_rank={local}", "missing.yaml"]) == 2
+    assert capsys.readouterr().err.partition(".yaml")[0] == said
+
+
+def test_what_another_rank_alone_has_met_it_says(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
-    assert main(["train", "--local_rank=1", "missing.yaml"]) == 2
-    assert capsys.readouterr().err == ""
+    def refuse(*_: object) -> None:
+        raise RankError("rank 5: wrong")
+
+    monkeypatch.setattr("lm.run_file.load_run_file", refuse)
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    assert main(["plan", CONFIG]) == 2
+    assert capsys.readouterr().err == "rank 5: wrong\n"
 
 
 def test_control_c_ends_quietly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +170,7 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 HELP_THEN_MODULES = """
 import sys
 from lm.cli import main
+from lm.errors import RankError
 try:
     main(["--help"])
 except SystemExit:

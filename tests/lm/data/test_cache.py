@@ -1,5 +1,6 @@
 """A cached folder is whole or absent, whatever dies or collides while it is made."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -132,3 +133,14 @@ def test_a_cache_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"data\.cache_dir: .*file"):
         cached_folder(tmp_path / "file" / "cache", "thing", build)
+
+
+def test_a_cache_on_a_disk_without_locks_is_the_users_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(cache.fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"data\.cache_dir: .* does not lock files: Function not implemented"):
+        cached_folder(tmp_path, "thing", build_never)

@@ -134,6 +134,24 @@ def test_settings_that_deepspeed_refuses_are_the_users_mistake() -> None:
         make_engine(1, "fp32", zero_optimization={"sub_group_size": -1})
 
 
+@pytest.mark.parametrize(
+    ("at_fault", "error"),
+    [
+        ("deepspeed.initialize", torch.OutOfMemoryError("CUDA out of memory")),
+        ("deepspeed.initialize", torch.distributed.DistBackendError("NCCL error")),
+        ("lm.train.engine.build_optimizer", ValueError("ours")),
+    ],
+)
+def test_what_is_no_refusal_stays_what_it_is(at_fault: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(at_fault, fail)
+    with pytest.raises(type(error)) as found:
+        make_engine(1)
+    assert found.value is error
+
+
 @pytest.mark.parametrize(("stage", "precision"), STAGES)
 def test_a_step_that_is_not_accepted_changes_nothing(stage: int, precision: str) -> None:
     clean, engine = make_engine(stage, precision), make_engine(stage, precision)

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +136,19 @@ def test_a_folder_that_cannot_be_written_is_named(make_run: MakeRun, tmp_path: P
     folder = RunFolder(tmp_path / "file" / "out")
     with pytest.raises(UserError, match="cannot be written"), folder.claimed(distributed.start()):
         pass
+
+
+def test_a_disk_without_locks_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    world, folder, handles = distributed.start(), RunFolder(make_run().train.output_dir), Path("/proc/self/fd")
+    before = len(list(handles.iterdir()))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    says = r"train\.output_dir: .* does not lock files: No locks available\. .*-o flock"
+    with pytest.raises(UserError, match=says), folder.claimed(world):
+        pass
+    assert len(list(handles.iterdir())) == before
 
 
 def test_the_saved_run_file_loads_back_equal(make_run: MakeRun) -> None:

@@ -195,6 +195,44 @@ def test_wandb_without_a_login_fails_before_data_is_prepared(
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_broken_metrics_file_is_named_before_data_is_prepared(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not a record"):
+        train(make_run(f"data.cache_dir={tmp_path / 'cache'}"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_gpu_that_is_too_small_is_no_fault_of_ours(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+
+    monkeypatch.setattr(loop.Engine, "step", out_of_memory)
+    with pytest.raises(UserError, match=r"(?s)^CUDA out of memory.*GiB\.\nWhat helps.* train\.micro_batch_size"):
+        train(make_run())
+
+
+def test_a_launcher_that_ends_while_data_is_prepared_is_missed(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, prepared = loop.prepare_on_all_ranks, []
+
+    class Launcher:
+        def __init__(self) -> None:
+            self._there = not prepared
+
+        def gone(self) -> bool:
+            return self._there
+
+    monkeypatch.setattr(loop, "Launcher", Launcher)
+    monkeypatch.setattr(loop, "prepare_on_all_ranks", lambda *given: prepared.append(given) or real(*given))
+    with pytest.raises(SystemExit) as ended:
+        train(make_run())
+    assert ended.value.code == 0
+    assert "stopped by SIGTERM after step 0: there is no checkpoint" in capsys.readouterr().out.replace("\n", " ")
+    assert read_metrics(tmp_path / "out" / "metrics.jsonl") == []
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(
     whole: Path,
     make_run: MakeRun,

@@ -44,6 +44,12 @@ def test_every_flipped_bit_and_every_cut_is_found(
     assert victim.name in (manifest.damage(folder) or "")
 
 
+def test_reading_gives_a_sign_at_every_file(tmp_path: Path) -> None:
+    signs: list[None] = []
+    assert manifest.damage(write(tmp_path, 1), pulse=lambda: signs.append(None)) is None
+    assert len(signs) == 2
+
+
 def test_missing_files_and_manifests_are_named(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     (folder / "b.json").unlink()
