@@ -19,8 +19,8 @@ from lm.graft.regression import Regression, RegressionModel
 from lm.graft.trainee import GRAFTED, Grafting
 from lm.hf import BraidForCausalLM
 from lm.train import checkpoint, distributed
+from lm.train.attempt import Attempt
 from lm.train.distributed import World
-from lm.train.engine import StepResult
 from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
 from lm.train.folder import Run, RunFolder
@@ -34,7 +34,6 @@ from lm.train.progress import Progress
 from lm.train.report import load_report_data, save_report_data
 from lm.train.sections import Sections
 from lm.train.sharing import MicroBatch, forward_all
-from lm.train.timeline import Step
 
 REGRESSION = "regression"
 """Below a run's folder: the folder of its first stage."""
@@ -99,13 +98,11 @@ class RegressionTraining(Training):
     optimizer_section = "graft.regress.optimizer"
     run: RegressionRun
 
-    def record(
-        self, result: StepResult, step: Step, flops: float, seconds: float, data_seconds: float
-    ) -> dict[str, Any]:
+    def record(self, made: Attempt) -> dict[str, Any]:
         """Distances in units of what putting out nothing would have: `layer_NN` of each layer, `loss` their mean."""
         model = self.engine.model
         assert isinstance(model, RegressionModel)
-        record = super().record(result, step, flops, seconds, data_seconds)
+        record = super().record(made)
         del record["mfu"]  # the plan's FLOPs are those of training the original
         distance, of_nothing = self.world.sum(model.take_sums())
         shares = (distance / of_nothing).tolist()

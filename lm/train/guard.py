@@ -46,7 +46,7 @@ class Decision:
 
     step: the one that spiked, counted from 1. rows: that it read, [first, end). figure: `loss` or `grad_norm`, which
     was `value` where the window had `mean` and `deviation`. documents: that the rows are made of. checkpoint: the step
-    that was gone back to. stepped_over: the rows that are not read again.
+    that was gone back to. stepped_over: the rows that are not read again. reason: why a rewind became a skip.
     """
 
     step: int
@@ -59,6 +59,7 @@ class Decision:
     documents: tuple[int, ...] = ()
     checkpoint: int | None = None
     stepped_over: Span | None = None
+    reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,7 +82,8 @@ class Decision:
             first, end = self.stepped_over
             return f"{text}; going back to step {self.checkpoint} and stepping over rows {first} to {end - 1}"
         done = {"warn": "applied all the same", "skip": "left out", "accept": "accepted as the new level"}
-        return f"{text}; {done.get(self.action, self.action)}"
+        why = "" if self.reason is None else f", since {self.reason}"
+        return f"{text}; {done.get(self.action, self.action)}{why}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Memory:
     """What the guard knows of the steps so far; kept in every checkpoint.
 
     losses, norms: of the window's applied steps. in_a_row: spikes left out one after another. last_spike: step of the
-    newest. rewinds: steps whose spikes were gone back from, rewound_to: the checkpoints' steps. stepped_over: rows.
+    newest. rewinds: steps whose spikes were gone back from, each as often as it spiked with other rows. rewound_to: the
+    checkpoints' steps. stepped_over: rows.
     """
 
     losses: tuple[float, ...] = ()
@@ -115,14 +118,20 @@ class Memory:
 
     def with_rewind(self, decision: Decision) -> Memory:
         """The same after a rewind, which is remembered once however often it is told of."""
+        if self.knows(decision):
+            return self
         assert decision.checkpoint is not None
         assert decision.stepped_over is not None
         return replace(
             self,
-            rewinds=tuple(sorted({*self.rewinds, decision.step})),
+            rewinds=(*self.rewinds, decision.step),
             rewound_to=tuple(sorted({*self.rewound_to, decision.checkpoint})),
             stepped_over=joined([*self.stepped_over, decision.stepped_over]),
         )
+
+    def knows(self, rewind: Decision) -> bool:
+        """Whether a rewind is remembered: the rows of its spike are stepped over, and so were read that once."""
+        return any(first <= rewind.rows[0] < end for first, end in self.stepped_over)
 
 
 class Guard:
@@ -200,8 +209,8 @@ class Guard:
         return memory.last_spike is None or step - memory.last_spike >= self.options.margin
 
     def _action(self) -> Action:
-        if self.options.action == "skip" and self.memory.in_a_row >= self.options.retries:
-            return "accept"
+        if self.options.action != "warn" and self.memory.in_a_row >= self.options.retries:
+            return "accept"  # of a rewind, too: steps are left out where it can go nowhere
         return self.options.action
 
 

@@ -14,10 +14,11 @@ import torch
 from lm.data.prepare import Prepared
 from lm.plan import Plan
 from lm.train import distributed
+from lm.train.attempt import Attempt
 from lm.train.checkpoint import Counters
 from lm.train.data_phase import prepare_on_all_ranks
 from lm.train.distributed import World
-from lm.train.engine import Engine, StepResult
+from lm.train.engine import Engine
 from lm.train.finish import finish, finished
 from lm.train.flops import StepFlops
 from lm.train.folder import Run, RunFolder
@@ -27,7 +28,7 @@ from lm.train.hook import Hook
 from lm.train.interrupt import Interruptible, Stopped, StopRequest
 from lm.train.launcher import Launcher
 from lm.train.log import RunLog, require_log
-from lm.train.manifest import checkpoints
+from lm.train.manifest import checkpoints, folder_of
 from lm.train.memory import keep_freed_memory, peak_memory, saying_that_memory_is_full
 from lm.train.observe.observation import Observation
 from lm.train.observe.recall import RecallProbes
@@ -40,7 +41,6 @@ from lm.train.rows_read import Reading, RunRows, hash_text, step_hash
 from lm.train.saving import Saving
 from lm.train.spikes import Spikes
 from lm.train.start import start_ranks
-from lm.train.timeline import Step
 from lm.train.trainee import Built
 from lm.train.watchdog import Watchdog
 from lm.train.writing import saying_that_the_disk_is_full
@@ -144,7 +144,9 @@ class Training:
 
     def resume(self) -> None:
         """Puts everything where the newest good checkpoint left it; without one, begins."""
-        self._restore()
+        self.spikes.drop_abandoned()
+        self.counters = self.spikes.restore(self.saving.restore(self.counters))
+        self.spikes.require_rows(self.rows, f"{self.section}.steps")
         self.world.on_rank_zero(self._reopen)
 
     @saying_that_the_disk_is_full()
@@ -152,16 +154,9 @@ class Training:
         self.folder.reopen()
         self.folder.save_config(self.run)
 
-    def _restore(self) -> None:
-        self.spikes.drop_abandoned()
-        self._go_on(self.saving.restore(self.counters))
-
     def restore_from(self, found: Path) -> None:
         """Puts everything where a checkpoint, whose files are good, left it."""
-        self._go_on(self.saving.restore_from(found, self.counters))
-
-    def _go_on(self, counters: Counters) -> None:
-        self.counters = replace(counters, spikes=counters.spikes + self.spikes.restore(counters))
+        self.counters = self.spikes.restore(self.saving.restore_from(found, self.counters))
 
     def periodic(self, hook: Hook | None) -> list[Periodic]:
         """The work between steps, in its order, whose findings go into the step's record."""
@@ -227,6 +222,17 @@ class Training:
 
     def step(self) -> dict[str, Any] | None:
         """One optimizer step: its record for the log; None where a spike put the run back to a checkpoint instead."""
+        made = self.attempt()
+        decision = self.spikes.settle(self.counters.step + 1, made.result, self.rows, self.reading.all)
+        if decision is not None and decision.checkpoint is not None:
+            self.restore_from(folder_of(self.folder.checkpoints, decision.checkpoint))
+            return None
+        self._count(made, decision)
+        record = {**self.record(made), **made.figures}
+        return record if decision is None else record | {"guard": decision.action}
+
+    def attempt(self) -> Attempt:
+        """Makes the next step; nothing is written but the trace that it may be chosen for. Collective."""
         start = time.perf_counter()
         step, now = self.counters.step, self.timeline[self.counters.step]
         rows = self.reading.mine(step, self.spikes.row)
@@ -236,31 +242,24 @@ class Training:
             result = self.engine.step(micro_batches, now.lr, self.spikes.accept(step + 1, self.reading.all(step)))
         read = [self.step_flops([batch.lengths for batch in micro_batches]), *step_hash(rows, micro_batches)]
         flops, *halves = self.world.sum_once(torch.tensor(read, dtype=torch.float64)).tolist()
-        seconds = time.perf_counter() - start
-        decision = self.spikes.settle(step + 1, result, self.rows, self.reading.all)
-        if decision is not None and decision.action == "rewind":
-            self._restore()
-            return None
-        self._count(result, now, decision)
-        record = self.record(result, now, flops, seconds, loaded - start) | seen | {"batch_hash": hash_text(halves)}
-        return record if decision is None else record | {"guard": decision.action}
+        figures = seen | {"batch_hash": hash_text(halves)}
+        return Attempt(now, result, flops, time.perf_counter() - start, loaded - start, figures)
 
-    def _count(self, result: StepResult, step: Step, decision: Decision | None) -> None:
+    def _count(self, made: Attempt, decision: Decision | None) -> None:
         """Counts a step as done."""
-        self.skipped_steps.note(result.finite)
+        self.skipped_steps.note(made.result.finite)
         self.counters = replace(
             self.counters,
             step=self.counters.step + 1,
-            skipped=self.counters.skipped + (not result.finite),
+            skipped=self.counters.skipped + (not made.result.finite),
             spikes=self.counters.spikes + (decision is not None),
-            tokens=self.counters.tokens + step.tokens,
+            tokens=self.counters.tokens + made.step.tokens,
             guard=self.spikes.guard.memory.to_json(),
         )
 
-    def record(
-        self, result: StepResult, step: Step, flops: float, seconds: float, data_seconds: float
-    ) -> dict[str, Any]:
-        """What the log says of a step that took `seconds`, `data_seconds` of them for reading. Collective."""
+    def record(self, made: Attempt) -> dict[str, Any]:
+        """What the log says of a step that was counted. Collective."""
+        step, result = made.step, made.result
         return {
             "step": self.counters.step,
             "loss": result.loss,
@@ -273,10 +272,10 @@ class Training:
             "stage": step.stage,
             "sequence_length": step.source.sequence_length,
             "step_tokens": step.tokens,
-            "tokens_per_second": step.tokens / seconds,
-            "mfu": flops / seconds / self.peak_flops,
-            "step_seconds": seconds,
-            "data_seconds": data_seconds,
+            "tokens_per_second": step.tokens / made.seconds,
+            "mfu": made.flops / made.seconds / self.peak_flops,
+            "step_seconds": made.seconds,
+            "data_seconds": made.data_seconds,
             "peak_memory": peak_memory(self.world.device),
         }
 

@@ -51,6 +51,7 @@ class RunRows:
 
     def __init__(self, prepared: Prepared, timeline: Timeline) -> None:
         """Raises UserError where a stage cannot have its rows."""
+        self._spans = timeline.spans
         sources = {span.source for span in timeline.spans}
         self._batches = {s.index: prepared.stage(s.index, s.sequence_length, s.weights, s.shards) for s in sources}
         self.parts = {name: part for s in sources for name, part in prepared.parts_of(s.shards).items()}
@@ -62,6 +63,19 @@ class RunRows:
     def documents(self, number: int) -> list[DocumentSpan]:
         """What a row consists of; see `Batches.documents`."""
         return self._batches[number // STRIDE].documents(number % STRIDE)
+
+    def steps_given(self, stepped_over: Sequence[Span]) -> int | None:
+        """For how many of the run's steps there are rows; None: for all. stepped_over: as `joined` gives them."""
+        for span in self._spans:
+            given = self._batches[span.source.index].order.num_rows
+            if given is None:
+                continue
+            begin = span.source.index * STRIDE
+            stage = [(first, end) for first, end in stepped_over if begin <= first < begin + given]
+            left = given - sum(min(end, begin + given) - first for first, end in stage)
+            if span.end_row > left:
+                return span.first_step + max(0, left - span.first_row) // span.rows
+        return None
 
 
 def joined(spans: Iterable[Span]) -> tuple[Span, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from lm.errors import UserError
 from lm.train import manifest
 from lm.train.checkpoint import Counters
 from lm.train.distributed import World
@@ -37,18 +38,30 @@ class Spikes:
 
         def work() -> None:
             for folder, counters in found(self._saving.root, self._say).items():
-                known = Memory.from_json(counters.guard).rewinds
-                if any(d.step not in known and counters.step > (d.checkpoint or 0) for d in rewinds):
+                memory = Memory.from_json(counters.guard)
+                if any(not memory.knows(d) and counters.step > (d.checkpoint or 0) for d in rewinds):
                     manifest.remove(folder)
 
         if rewinds:
             self._world.on_rank_zero(work)
 
-    def restore(self, counters: Counters) -> int:
-        """Goes on from what a checkpoint remembers; how many rewinds were made since it was written."""
+    def restore(self, counters: Counters) -> Counters:
+        """Goes on from what a checkpoint remembers; its counters, with the rewinds made since it was written."""
         memory = Memory.from_json(counters.guard)
         self.guard.restore(memory)
-        return len(self.guard.memory.rewinds) - len(memory.rewinds)
+        return replace(counters, spikes=counters.spikes + len(self.guard.memory.rewinds) - len(memory.rewinds))
+
+    def require_rows(self, rows: RunRows, key: str) -> None:
+        """Raises UserError, on all ranks alike, where the rows stepped over are missed before the end of the run.
+
+        key: where a person sets the run's steps.
+        """
+        steps = rows.steps_given(self.guard.memory.stepped_over)
+        if steps is not None:
+            raise UserError(
+                f"{key}: the guard stepped over rows, and with their max_epochs data.sources give no others in their "
+                f"place: there are rows for {steps:,} steps. Set {key} to {steps} at most."
+            )
 
     def row(self, number: int) -> int:
         """The row of the order that the run reads as its row `number`."""
@@ -73,14 +86,14 @@ class Spikes:
         """Does what was decided about the step that `accept` was asked about, and returns it; None where nothing was.
 
         rows_of: the rows of the run that a step reads, counted from 0. After a rewind the run must be put back to the
-        checkpoint of that step, the newest that is left.
+        decision's checkpoint.
         """
         decision = self._decision
         if decision is not None:
             named = {span.document for row in range(*decision.rows) for span in rows.documents(row)}
             decision = replace(decision, documents=tuple(sorted(named)))
             if decision.action == "rewind":
-                decision = self._where_to(decision, rows_of)
+                decision = self._where_to(decision, rows, rows_of)
             if self.guard.decided(decision):
                 self._journal.write(decision)
                 self._say(str(decision))
@@ -90,17 +103,21 @@ class Spikes:
         self.guard.note(step, result.loss, result.grad_norm, decision)
         return decision
 
-    def _where_to(self, decision: Decision, rows_of: Callable[[int], Span]) -> Decision:
-        """The decision with the checkpoint to go back to; leaves the step out where there is none."""
+    def _where_to(self, decision: Decision, rows: RunRows, rows_of: Callable[[int], Span]) -> Decision:
+        """The decision with the checkpoint to go back to; leaves the step out where there is none, or no other rows."""
         self.guard.require_retries(decision.step)
         self._saving.settle()
         margin = self.guard.options.margin
         target = self._world.on_rank_zero(lambda: self._target(decision.step, margin) or self._target(decision.step, 0))
         if target is None:
-            return replace(decision, action="skip")
+            return replace(decision, action="skip", reason="there is no healthy checkpoint to go back to")
         # What is stepped over lies in one stage's rows; those of a stage before it are read again.
         first = max(self.row(rows_of(target)[0]), decision.rows[0] // STRIDE * STRIDE)
-        return replace(decision, checkpoint=target, stepped_over=(first, decision.rows[1]))
+        rewind = replace(decision, checkpoint=target, stepped_over=(first, decision.rows[1]))
+        if rows.steps_given(self.guard.memory.with_rewind(rewind).stepped_over) is not None:
+            reason = f"max_epochs leave no rows in place of those since step {target}, to which the run would go back"
+            return replace(decision, action="skip", reason=reason)
+        return rewind
 
     def _target(self, step: int, margin: int) -> int | None:
         """The step of the newest healthy checkpoint that lies `margin` steps before a spike."""

@@ -1,6 +1,7 @@
 """What the guard decides, and that it decides the same again."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,34 @@ def test_memory_and_decisions_come_back_as_they_were() -> None:
     assert restored.memory.stepped_over == ((48, 88),)
     assert "rows 84 to 87 of documents 5, 6" in str(decision)
     assert "going back to step 12 and stepping over rows 48 to 87" in str(decision)
+
+
+def test_a_step_that_spikes_again_with_other_rows_was_rewound_twice() -> None:
+    first = Decision(21, "rewind", (84, 88), "loss", 9.0, 2.1, 0.1, (), 12, (48, 88))
+    second = Decision(21, "rewind", (124, 128), "loss", 9.0, 2.1, 0.1, (), 12, (88, 128))
+    once, twice = Memory().with_rewind(first), Memory().with_rewind(first).with_rewind(second)
+    assert once.knows(first)
+    assert not once.knows(second)
+    assert twice.knows(first)
+    assert twice.knows(second)
+    judge = guard("rewind", decided=(first, second), retries=2)
+    judge.restore(once)
+    assert judge.memory == twice
+    with pytest.raises(UserError, match="step 21 spikes after 2 rewinds"):
+        judge.require_retries(21)
+
+
+def test_a_level_that_stays_is_a_new_level_too_where_rewinds_can_go_nowhere() -> None:
+    judge = guard("rewind", retries=3)
+    feed(judge, CALM)
+    for step in (21, 22, 23):
+        decision = judge.judge(step, (4 * step, 4 * step + 4), 9.0, 1.0)
+        assert decision is not None
+        assert decision.action == "rewind"
+        judge.note(step, 9.0, 1.0, replace(decision, action="skip", reason="there is no checkpoint"))
+    decision = judge.judge(24, (96, 100), 9.0, 1.0)
+    assert decision is not None
+    assert decision.action == "accept"
 
 
 def test_rewinds_that_do_not_help_end() -> None:

@@ -1,6 +1,8 @@
 """Rows that are read, stepped over and hashed."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from lm.data.batches import Batch
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.options import TrainOptions
-from lm.train.rows_read import HALF, STRIDE, Reading, hash_text, joined, row_read, step_hash
+from lm.train.rows_read import HALF, STRIDE, Reading, RunRows, hash_text, joined, row_read, step_hash
 from lm.train.timeline import Timeline
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda pair: (pair[0], sum(pair))), max_size=5)
@@ -47,6 +49,32 @@ def test_what_is_stepped_over_in_one_stage_is_read_in_the_next() -> None:
     assert [row_read(number, stepped_over) for number in (2, 3, 9)] == [2, 5, 11]
     assert [row_read(STRIDE + number, stepped_over) - STRIDE for number in (0, 1, 7)] == [0, 2, 8]
     assert row_read(2 * STRIDE + 4, stepped_over) == 2 * STRIDE + 4
+
+
+@given(SPANS, st.integers(60, 90), st.none() | st.integers(40, 90), st.booleans())
+def test_there_are_rows_for_as_many_steps_as_can_be_read(
+    spans: list[tuple[int, int]], first_given: int, second_given: int | None, same_rows: bool
+) -> None:
+    """Two stages of 10 steps, of 6 and 3 rows; the rows stepped over are some of either."""
+    second = {"global_batch_tokens": 3} if same_rows else {"global_batch_tokens": 9, "sequence_length": 3}
+    values = {"output_dir": "unused", "steps": 20, "global_batch_tokens": 6, "stages": [{"steps": 10}, second]}
+    timeline = Timeline(TrainOptions.model_validate(values), OptimizerOptions(lr=1.0), sequence_length=1)
+    given = (first_given, second_given)
+
+    def stage(index: int, *_: Any) -> Any:
+        return SimpleNamespace(order=SimpleNamespace(num_rows=given[index]))
+
+    prepared: Any = SimpleNamespace(stage=stage, parts_of=lambda shards: {})
+    stepped_over = joined([*spans, *((STRIDE + first, STRIDE + end) for first, end in spans)])
+    reading = Reading(timeline, 0, 1)
+
+    def readable(step: int) -> bool:
+        numbers = range(*reading.all(step))
+        limit = given[numbers[0] // STRIDE]
+        return limit is None or all(row_read(number, stepped_over) % STRIDE < limit for number in numbers)
+
+    missing = next((step for step in range(20) if not readable(step)), None)
+    assert RunRows(prepared, timeline).steps_given(stepped_over) == missing
 
 
 def batch(rows: list[int], lengths: list[int]) -> Batch:

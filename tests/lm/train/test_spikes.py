@@ -11,6 +11,7 @@ import pytest
 
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.data.prepare import prepare
+from lm.errors import UserError
 from lm.run_file import RunFile
 from lm.train import engine, manifest
 from lm.train.distributed import World
@@ -19,6 +20,7 @@ from lm.train.log import RunLog, read_metrics
 from lm.train.loop import train
 from lm.train.rows_read import STRIDE
 from lm.train.sharing import MicroBatch
+from lm.train.spikes import Spikes
 
 MakeRun = Callable[..., RunFile]
 Records = list[dict[str, Any]]
@@ -51,6 +53,21 @@ def wild_step(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(Engine, "step", wild)
     return rates
+
+
+def spike_at(step: int, times: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The loss that the guard is told of this step is too high the first `times`; the rows of the run, then."""
+    usual, spiked = Spikes.accept, []
+
+    def accept(spikes: Spikes, now: int, rows: tuple[int, int]) -> Callable[[float, float], bool]:
+        judge = usual(spikes, now, rows)
+        if now != step or len(spiked) == times:
+            return judge
+        spiked.append(spikes.span(rows))
+        return lambda loss, grad_norm: judge(100 * loss, grad_norm)
+
+    monkeypatch.setattr(Spikes, "accept", accept)
+    return spiked
 
 
 def test_a_batch_that_is_not_finite_is_left_out_and_counted(
@@ -164,3 +181,59 @@ def test_a_rewind_across_the_border_of_a_stage_reads_the_stage_before_again(
     for step in range(back_to + 1, border + 1):
         assert again[step] == before[step]
     assert not {again[step] for step in range(border + 1, 41)} & set(before.values())
+
+
+def test_a_step_that_spikes_with_whatever_rows_ends_the_run(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the border of a stage of other text: each time the run goes back as far as it says, and counts."""
+    spiked = spike_at(27, 4, monkeypatch)
+    settings = (*OVERRIDES, "train.keep_checkpoints=4", guard("rewind", sigma=9.0, retries=2))
+    with pytest.raises(UserError, match="step 27 spikes after 2 rewinds"):
+        train(make_run(*settings))
+    assert spiked == [(208, 216), (296, 304), (384, 392)]
+    found = decisions(tmp_path / "out")
+    assert [decision["checkpoint"] for decision in found] == [16, 16]
+    assert [decision["stepped_over"] for decision in found] == [[128, 216], [216, 304]]
+    records = exact(tmp_path / "out")
+    assert [record["step"] for record in records] == [*range(1, 17), 16, 16, *range(17, 27)]
+    assert records[-1]["spikes"] == 2
+    train(make_run(*settings, "guard.retries=3"))  # from step 24, which knows of both: only the fourth is new
+    assert [decision["rows"] for decision in decisions(tmp_path / "out")] == [list(rows) for rows in spiked[:2]] + [
+        [384, 392]
+    ]
+
+
+def test_a_rewind_that_the_data_has_no_rows_for_is_a_step_left_out(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spike_at(27, 1, monkeypatch)
+    train(make_run(*OVERRIDES, "train.keep_checkpoints=4", enough_for(make_run, 325), guard("rewind", sigma=9.0)))
+    (decision,) = decisions(tmp_path / "out")
+    assert (decision["action"], decision["checkpoint"]) == ("skip", None)
+    assert "left out, since max_epochs leave no rows" in capsys.readouterr().out.replace("\n", " ")
+    assert [record["step"] for record in exact(tmp_path / "out")] == [*range(1, 41)]
+
+
+def test_a_longer_run_than_rewinds_left_rows_for_is_refused_when_it_starts(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spike_at(20, 1, monkeypatch)
+    schedule = "optimizer.schedule={kind: wsd, warmup_steps: 8}"  # whatever the run's length
+    settings = (*OVERRIDES, schedule, "train.keep_checkpoints=4", enough_for(make_run, 325), guard("rewind", sigma=9.0))
+    train(make_run(*settings, "train.steps=24"))
+    (decision,) = decisions(tmp_path / "out")
+    first, end = decision["stepped_over"]
+    possible = (325 - (end - first)) // 8
+    before = exact(tmp_path / "out")
+    with pytest.raises(UserError, match=f"Set train.steps to {possible} at most"):
+        train(make_run(*settings))
+    assert exact(tmp_path / "out") == before
+    train(make_run(*settings, f"train.steps={possible}"))
+    assert exact(tmp_path / "out")[-1]["step"] == possible
+
+
+def enough_for(make_run: MakeRun, rows: int) -> str:
+    """The max_epochs with which the data has so many rows."""
+    (epoch,) = prepare(make_run(*OVERRIDES).data).train.order.rows
+    return f"data.sources.0.max_epochs={(rows + 0.5) / epoch}"

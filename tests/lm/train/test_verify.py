@@ -10,7 +10,7 @@ import pytest
 from lm.cli import main
 from lm.errors import UserError
 from lm.run_file import RunFile, load_run_file
-from lm.train import precision
+from lm.train import guard, precision
 from lm.train.loop import train
 from lm.train.verify import verify
 
@@ -24,8 +24,10 @@ def whole(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All names below the folder, with the bytes of files."""
+    found = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
 
 
 def test_a_run_is_verified_to_the_bit_and_left_as_it_is(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +36,16 @@ def test_a_run_is_verified_to_the_bit_and_left_as_it_is(whole: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "step 9 replayed from the checkpoint before it; to agree to the bit" in said
     assert said.count("identical") == 3
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize("action", ["warn", "skip", "rewind"])
+def test_a_spike_in_a_replay_changes_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    """A guard that the run did not have holds the step for a spike, and the step is one of those to be traced."""
+    monkeypatch.setattr(guard, "spread", lambda window: (0.0, 1e-9))
+    before = contents(whole)
+    own = [f"train.output_dir={whole}", f"guard={{action: {action}, window: 4, warmup_steps: 2}}", "train.profile=[9]"]
+    assert verify(load_run_file(whole / "run.yaml", own), 8).holds
     assert contents(whole) == before
 
 
