@@ -17,6 +17,11 @@ class RankError(UserError):
     """One that a rank other than 0 is to say, since rank 0 has not met it. The message names the rank."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'window'?"` for a near miss of a known word, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.longbench.summary import summaries, summary, summary_table
-from eval.longbench.tasks import RULES, LongBenchTask, longbench_tasks, read_longbench
+from eval.longbench.summary import summaries, summary_table
+from eval.longbench.tasks import longbench_tasks, read_longbench
 
-__all__ = ["RULES", "LongBenchTask", "longbench_tasks", "read_longbench", "summaries", "summary", "summary_table"]
+__all__ = ["longbench_tasks", "read_longbench", "summaries", "summary_table"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -129,7 +130,7 @@ def read_longbench(options: LongBenchOptions) -> dict[str, list[Row]]:
     """The rows of the tasks over a copy of the data, see `read_rows`; of all, or those named, in the benchmark's order.
 
     Raises:
-        UserError: an unknown name, data that are not there, or jieba is missing.
+        UserError: an unknown name, data that are not there or whose answers cannot be scored, or jieba is missing.
     """
     known = {name: rules for name, rules in RULES.items() if rules.extended or not options.extended}
     for name in options.tasks:
@@ -138,7 +139,23 @@ def read_longbench(options: LongBenchOptions) -> dict[str, list[Row]]:
             raise UserError(f"{which} has no task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
     chosen = {name: rules for name, rules in known.items() if not options.tasks or name in options.tasks}
     _require_jieba(chosen)
-    return {name: read_rows(options.data, f"{name}_e" if options.extended else name) for name in chosen}
+    found = {}
+    for name, rules in chosen.items():
+        file = f"{name}_e" if options.extended else name
+        found[name] = read_rows(options.data, file)
+        _require_gold(rules, found[name], f"{options.data}, {file}")
+    return found
+
+
+def _require_gold(rules: Rules, rows: Sequence[Row], where: str) -> None:
+    """Refuses rows that no answer could be scored by, before any is asked."""
+    for number, row in enumerate(rows, 1):
+        if rules.metric == "integer_share" and not all(re.search(r"\d", answer) for answer in row.answers):
+            raise UserError(
+                f"{where}, row {number}: the score compares integers, and an answer has none: {row.answers}"
+            )
+        if rules.metric == "classification" and not row.classes:
+            raise UserError(f"{where}, row {number}: the score compares classes, and there are none in all_classes")
 
 
 def longbench_tasks(model: Model, rows: Mapping[str, Sequence[Row]], options: LongBenchOptions) -> list[LongBenchTask]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eval.longbench import RULES
 from eval.longbench.data import Row
+from eval.longbench.tasks import RULES
 
 CLASSES = ["Number of something", "Number", "Food"]
 GOLD = {"classification": "Number of something", "integer_share": "Paragraph 7", "code_similarity": "    return left"}

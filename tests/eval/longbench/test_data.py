@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,61 @@ def test_data_that_are_not_there_are_asked_for(copy: Path, tmp_path: Path, monke
             read_rows(str(place), "lcc")
 
 
-def test_other_rows_are_refused_by_place(tmp_path: Path) -> None:
-    (tmp_path / "qasper.jsonl").write_text('{"input": "x", "context": "y", "answers": ["z"]}\n')
-    with pytest.raises(UserError, match=r"qasper, row 1: .* length is missing"):
+ROW = {"input": "x", "context": "y", "answers": ["z"], "length": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"length": None}, "length is missing or of another type"),
+        ({"answers": "z"}, "answers is missing or of another type"),
+        ({"answers": ["z", 7]}, "answers is missing or of another type"),
+        ({"answers": []}, "it has no answers"),
+        ({"all_classes": "z"}, "all_classes is missing or of another type"),
+    ],
+)
+def test_other_rows_are_refused_by_place(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    (tmp_path / "qasper.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | changes))
+    with pytest.raises(UserError, match=f"qasper, row 2: not a row of LongBench, {said}"):
         read_rows(str(tmp_path), "qasper")
-    (tmp_path / "trec.jsonl").write_text('{"input": "x", "context": "y", "answers": "z", "length": 3}\n')
-    with pytest.raises(UserError, match=r"trec, row 1: .* answers is missing or of another type"):
-        read_rows(str(tmp_path), "trec")
-    (tmp_path / "lcc.jsonl").write_text('{"input": ')
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"input": ', r"qasper: cannot be read: line 2: .*data\.zip"),
+        (b'{"input": "\xff"}', r"qasper: cannot be read: line 2: 'utf-8' codec .*data\.zip"),
+        (b"[1, 2]", r"qasper, row 2: not a row of LongBench but \[1, 2\]"),
+        (b"null", "qasper, row 2: not a row of LongBench but null"),
+    ],
+)
+def test_other_lines_are_refused_by_place(tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "qasper.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n" + text)
+    with pytest.raises(UserError, match=said):
+        read_rows(str(tmp_path), "qasper")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.write(tmp_path / "qasper.jsonl", "data/qasper.jsonl")
+    with pytest.raises(UserError, match=said):
+        read_rows(str(tmp_path / "data.zip"), "qasper")
+
+
+def test_damaged_and_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "samsum.parquet").write_text("no table")
-    for name in ("lcc", "samsum"):
-        with pytest.raises(UserError, match=rf"{name}: cannot be read: .*data\.zip"):
-            read_rows(str(tmp_path), name)
+    with pytest.raises(UserError, match=r"samsum: cannot be read: .*data\.zip"):
+        read_rows(str(tmp_path), "samsum")
+    (tmp_path / "qasper_e.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="qasper_e: there are no such rows"):
+        read_rows(str(tmp_path), "qasper_e")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("lcc.jsonl", json.dumps(ROW) * 9)
+    whole = (tmp_path / "data.zip").read_bytes()
+    (tmp_path / "data.zip").write_bytes(whole[:40] + b"\0" * 20 + whole[60:])
+    with pytest.raises(UserError, match=r"data\.zip is no zip archive that can be read"):
+        read_rows(str(tmp_path / "data.zip"), "lcc")
+
+    def unreadable(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)  # root reads every file
+    with pytest.raises(UserError, match=r"qasper_e: cannot be read: .*Permission denied"):
+        read_rows(str(tmp_path), "qasper_e")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.longbench import RULES, LongBenchTask, longbench_tasks, read_longbench
+from eval.longbench import longbench_tasks, read_longbench
 from eval.longbench.data import Row
-from eval.longbench.tasks import fit_middle
+from eval.longbench.tasks import RULES, LongBenchTask, fit_middle
 from eval.model import Model
 from eval.options import LongBenchOptions
 from eval.tasks import CannotBuildError, Haystack, Sample, open_haystack
@@ -186,3 +187,14 @@ def test_a_task_is_asked_like_any_other(copy: Path, model: Model, haystack: Any)
     assert [sample.id for sample in samples] == ["hotpotqa-3999", "hotpotqa-4000"]
     written = model.generate([model.encode_prompt(sample.prompt) for sample in samples], samples[0].max_new_tokens)
     assert all(0 <= task.score(model.decode(ids), one) <= 1 for ids, one in zip(written, samples, strict=True))
+
+
+def test_answers_that_no_score_could_compare_are_refused(copy: Path, new_row: Callable[..., dict[str, Any]]) -> None:
+    for name, changes, said in (
+        ("passage_count", {"answers": ["seven"]}, r"row 2: the score compares integers, and an answer has none"),
+        ("trec", {"all_classes": None}, "row 2: the score compares classes, and there are none"),
+    ):
+        rows = [new_row(name), new_row(name, **changes)]
+        (copy / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(UserError, match=f"{name}, {said}"):
+            read_longbench(LongBenchOptions(data=str(copy), tasks=(name,)))
