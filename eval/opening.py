@@ -7,17 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.model import Model
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 from lm.export import model_of_run, read_run
 from lm.extend import base
 from lm.extend.options import BaseOptions
-from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading
+from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading, whole_weights
 from lm.train.file_names import RUN_FILE
 
 ADAPTER_FILE = "adapter_config.json"
@@ -67,12 +68,23 @@ def open_model(
 
 def _base_of(adapter: Path) -> BaseOptions:
     """Where the adapter says that its base is."""
-    named = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    named = str(_settings(adapter).get("base_model_name_or_path") or "")
     local = Path(named).expanduser()
     if not named or (not (local / "config.json").is_file() and not base.HUB_ID.fullmatch(named)):
         where = f"it names '{named}', which holds no model" if named else "it names none"
         raise UserError(f"{adapter} is an adapter without its base ({where}): name the base, and this as its adapter")
     return BaseOptions(path=named)
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    file = adapter / ADAPTER_FILE
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} does not describe an adapter")
+    return settings
 
 
 def _load(options: BaseOptions, config_folder: Path | None, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -93,8 +105,10 @@ def _adapted(
         raise UserError(f"{adapter} is not an adapter's folder: it has no {ADAPTER_FILE}")
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"{adapter} has no {ADAPTER_WEIGHTS}: weights in other forms, pickled ones say, are not read")
+    if "peft_type" not in _settings(adapter):
+        raise UserError(f"{adapter}: its {ADAPTER_FILE} names no peft_type, so it is no adapter of PEFT's")
     model = _load(options, adapter if (adapter / "config.json").is_file() else None, dtype)
-    with loading(), _mistakes(f"{adapter} on {options.path}"), warnings.catch_warnings():
+    with loading(), _mistakes(f"{adapter} on {options.path}"), whole_weights(adapter), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # peft's own calls of transformers
         warnings.filterwarnings("error", message="Found missing adapter keys")
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
@@ -106,7 +120,7 @@ def _tokenizer(options: BaseOptions) -> PreTrainedTokenizerBase:
     try:
         return from_pretrained(AutoTokenizer, **base.place(options))
     except (OSError, ValueError) as error:
-        raise UserError(f"{options.path} brings no tokenizer that can be read: {_first_line(error)}") from None
+        raise UserError(f"{options.path} brings no tokenizer that can be read: {first_line(error)}") from None
 
 
 @contextmanager
@@ -121,8 +135,4 @@ def _mistakes(what: str) -> Iterator[None]:
             said = f"{what} is no folder here, and on the Hub: {said.removeprefix(f'{what}: ')}"
         raise UserError(said) from None
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
-        raise UserError(f"{what} cannot be loaded: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{what} cannot be loaded: {first_line(error)}") from None

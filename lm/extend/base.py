@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lm.data.fingerprint import digest
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 from lm.extend import braid_base
 from lm.extend.options import BaseOptions, ExtendOptions
 from lm.extend.rope_plan import ORIGINAL, covered_context, fixed_until, plan_rope
@@ -51,7 +51,7 @@ def read_config(base: BaseOptions) -> PreTrainedConfig:
         config = from_pretrained(AutoConfig, **place(base))
     except (OSError, ValueError) as error:
         otherwise = "" if path.exists() else " Without a network name a folder, or a .gguf file."
-        raise UserError(f"base.path: {base.path}: {str(error).strip().splitlines()[0]}{otherwise}") from None
+        raise UserError(f"base.path: {base.path}: {first_line(error)}{otherwise}") from None
     if head_dim is not None:
         config.head_dim = head_dim
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
@@ -99,7 +99,10 @@ def context(config: PreTrainedConfig) -> int:
 
 
 def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The base's weights in a model of the given configuration, in `dtype`. Raises UserError where some are missing."""
+    """The base's weights in a model of the given configuration, in `dtype`.
+
+    Raises UserError where weights are missing or cannot be read.
+    """
     extra: dict[str, Any] = {}
     if base.path.endswith(".gguf"):
         extra["quantization_config"] = GgufConfig(dequantize=True)
@@ -110,9 +113,12 @@ def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    model, info = from_pretrained(
-        AutoModelForCausalLM, **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
-    )
+    try:
+        model, info = from_pretrained(
+            AutoModelForCausalLM, **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"base.path: {base.path} cannot be loaded: {first_line(error)}") from None
     if info["missing_keys"]:
         raise UserError(f"base.path: {base.path} lacks the weights {', '.join(sorted(info['missing_keys']))}")
     return model
@@ -172,8 +178,7 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
             from_pretrained(AutoTokenizer, **place(base)).save_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"data.tokenizer: {base.path} brings none that can be read ({str(error).strip().splitlines()[0]}): "
-                "give one"
+                f"data.tokenizer: {base.path} brings none that can be read ({first_line(error)}): give one"
             ) from None
     return folder
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 import lm.hf  # noqa: F401 - registers Braid models with the Auto classes
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 from lm.hf.loading import from_pretrained
 
 
@@ -108,7 +108,7 @@ def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = from_pretrained(AutoTokenizer, folder)
     except (OSError, ValueError) as error:
         where = folder if Path(folder).exists() else f"{folder} is no folder here, and on the Hub"
-        raise UserError(f"{where}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{where}: {first_line(error)}") from None
     return model, tokenizer
 
 

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 from lm.hf.configuration import BraidConfig
 from lm.hf.families import describe, translate
 from lm.hf.folders import written_whole
@@ -91,7 +91,7 @@ def import_model(
         try:
             from_pretrained(AutoTokenizer, origin.place, **origin.file).save_pretrained(written)
         except (OSError, ValueError) as error:
-            no_tokenizer = str(error).strip().split("\n")[0]
+            no_tokenizer = first_line(error)
     forget_gguf()
     return Imported(config, report, model.num_parameters(), dtype, no_tokenizer)
 
@@ -121,16 +121,19 @@ class _Origin:
         try:
             config = from_pretrained(AutoConfig, self.place, **self.file)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.place}: {error}") from None
+            raise UserError(f"{self.place}: {first_line(error)}") from None
         if head_dim is not None:
             config.head_dim = head_dim
         return config
 
     def model(self, config: PreTrainedConfig) -> PreTrainedModel:
         extra = self.file if self.gguf is None else self.file | {"quantization_config": GgufConfig(dequantize=True)}
-        model, info = from_pretrained(
-            AutoModelForCausalLM, self.place, config=config, output_loading_info=True, **extra
-        )
+        try:
+            model, info = from_pretrained(
+                AutoModelForCausalLM, self.place, config=config, output_loading_info=True, **extra
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.place}: {first_line(error)}") from None
         if info["missing_keys"]:
             raise UserError(f"{self.place}: the weights {', '.join(sorted(info['missing_keys']))} are missing")
         return model

@@ -12,11 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.utils import logging
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, did_you_mean, first_line
+
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
@@ -26,9 +29,9 @@ def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
     what the folder brings.
 
     Raises:
-        UserError: it is not there, its weights are pickled, its code would have to be run, or its index names files
-            outside the folder.
-        OSError, ValueError: as transformers does.
+        UserError: it is not there, its weights are pickled or damaged, its code would have to be run, or its index
+            names files outside the folder.
+        OSError, ValueError: as transformers does; the latter for a tokenizer.json that cannot be used, too.
     """
     if absent := absent_here(place):
         raise UserError(absent)
@@ -36,12 +39,16 @@ def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
     if extra:
         _require_plain_weights(Path(place))
     try:
-        with loading():
+        with loading(), whole_weights(place):
             return kind.from_pretrained(place, trust_remote_code=False, **extra, **settings)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(f"{place}: the model is Python code that comes with it, which braid does not run") from None
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(str(error)) from error  # tokenizers raises nothing narrower
 
 
 def absent_here(place: str | Path) -> str:
@@ -69,6 +76,35 @@ def _require_plain_weights(folder: Path) -> None:
             f"{folder}: the weights are pickled ({pickled[0].name}), and reading those can run any code. Where you "
             "trust them, write them anew: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) does it"
         )
+
+
+@contextmanager
+def whole_weights(place: str | Path) -> Iterator[None]:
+    """Around the reading of .safetensors files. Raises UserError for a damaged one, which it names where it is here."""
+    try:
+        yield
+    except SafetensorError as error:
+        damaged = next(filter(_is_damaged, sorted(Path(place).glob("*.safetensors"))), None)
+        if damaged is not None and _begins_with(damaged, _LFS_POINTER):
+            raise UserError(
+                f"{damaged} is what git leaves in the place of weights where git-lfs is missing: `git lfs pull` in "
+                "that folder fetches them"
+            ) from None
+        what = f"{place}: a file of its weights is" if damaged is None else f"{damaged} is"
+        raise UserError(f"{what} damaged, or was copied in part: {first_line(error)}") from None
+
+
+def _begins_with(file: Path, content: bytes) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(content)) == content
+
+
+def _is_damaged(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return False
+    except SafetensorError:
+        return True
 
 
 @contextmanager

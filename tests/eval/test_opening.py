@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,22 @@ def no_weights(root: Path, save: SaveModel) -> None:
     (root / "model" / "model.safetensors").unlink()
 
 
+def weights_left_to_git(root: Path, save: SaveModel) -> None:
+    save("llama", root / "model")
+    leave_to_git(root / "model" / "model.safetensors")
+
+
+def half_a_tokenizer(root: Path, save: SaveModel) -> None:
+    save("llama", root / "model")
+    halve(root / "model" / "tokenizer.json")
+
+
+def newer_tokenizer(root: Path, save: SaveModel) -> None:
+    save("llama", root / "model")
+    file = root / "model" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pre_tokenizer": {"type": "Newer"}}))
+
+
 def small_embedding(root: Path, save: SaveModel) -> None:
     save("llama", root / "model", vocab_size=100, bos_token_id=1, eos_token_id=2)
 
@@ -145,6 +162,15 @@ def unfinished_run(root: Path, save: SaveModel) -> None:
     (root / "model" / "run.yaml").write_text(sections.format(root=root))
 
 
+def leave_to_git(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+
+
+def halve(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
 MISTAKES = [
     (missing, "there is no such file or folder"),
     (empty, "holds no config.json"),
@@ -152,6 +178,9 @@ MISTAKES = [
     (not_causal, "not a causal language model but BertForMaskedLM"),
     (no_tokenizer, "brings no tokenizer"),
     (no_weights, "cannot be loaded: .*model.safetensors"),
+    (weights_left_to_git, r"model/model\.safetensors is what git leaves .*`git lfs pull`"),
+    (half_a_tokenizer, "model brings no tokenizer that can be read: Expecting"),
+    (newer_tokenizer, "model brings no tokenizer that can be read: data did not match any variant"),
     (small_embedding, "258 tokens, but the model embeds only 100"),
     (adapter_without_base, "an adapter without its base .it names '/gone/base'"),
     (unfinished_run, "no weights yet"),
@@ -182,3 +211,20 @@ def test_what_is_no_adapter_or_fits_no_base_is_said(adapter: Path, save_model: S
     save_model("llama", adapter.parent / "deeper", num_hidden_layers=3)
     with pytest.raises(UserError, match="Found missing adapter keys"):
         open_model(adapter.parent / "deeper", adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("adapter_config.json", halve, r"adapter_config\.json cannot be read: "),
+        ("adapter_config.json", lambda file: file.write_text("[]"), "does not describe an adapter"),
+        ("adapter_model.safetensors", leave_to_git, r"adapter_model\.safetensors is what git leaves"),
+        ("adapter_model.safetensors", halve, r"adapter_model\.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_adapter_is_said(adapter: Path, name: str, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(adapter / name)
+    with pytest.raises(UserError, match=message):
+        open_model(adapter)
+    with pytest.raises(UserError, match=message):
+        open_model(adapter.parent / "base", adapter=adapter)

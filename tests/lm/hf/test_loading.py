@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -17,6 +18,7 @@ from lm.errors import UserError
 from lm.extend.model import ExtendedModel
 from lm.extend.options import BaseOptions, ExtendOptions
 from lm.extend.trainee import Extension
+from lm.hf.generate import load
 from lm.hf.importing import import_model
 from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading, parsed_gguf
 
@@ -32,6 +34,36 @@ def test_a_name_in_a_folder_that_is_here_is_not_looked_for_elsewhere(
         from_pretrained(AutoModelForCausalLM, "runs/mina")
     assert not any(absent_here(name) for name in ("runs/mine", "gpt2", "organization/gpt2"))
     assert all(absent_here(name) for name in ("./gpt2", "/gpt2", "one/two/three"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n", "git lfs pull"),
+        (b"half", "is damaged, or was copied in part"),
+        (None, "model.safetensors"),
+    ],
+)
+def test_weights_that_are_not_there_in_full_are_said_by_every_reader(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    place = tmp_path / "original"
+    save_original("llama", place)
+    weights = place / "model.safetensors"
+    if content is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(content)
+    readers: list[Callable[[], object]] = [
+        lambda: load(str(place)),
+        lambda: import_model(str(place), tmp_path / "imported"),
+        Extension(BaseOptions(path=str(place)), None, None, torch.float32, 1e-3).build,
+    ]
+    for read in readers:
+        with pytest.raises(UserError, match=said) as caught:
+            read()
+        assert str(place) in str(caught.value)
+    assert not (tmp_path / "imported").exists()
 
 
 @pytest.fixture
