@@ -127,8 +127,9 @@ def test_removing_checkpoints_follows_no_link(tmp_path: Path) -> None:
     root.mkdir()
     for name in ("step-000001", "step-000002.tmp", "step-000001.damaged"):
         (root / name).symlink_to(precious)
-    kept = manifest.commit(manifest.begin(root, 3), {})
-    manifest.keep(root, [kept])
+    manifest.commit(manifest.begin(root, 3), {})
+    manifest.tidy(root, [root / "step-000001"])
+    assert not (root / "step-000001").is_symlink()
     assert (precious / "file").exists()
 
 
