@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -98,16 +98,21 @@ class RegressionTraining(Training):
     optimizer_section = "graft.regress.optimizer"
     run: RegressionRun
 
-    def record(self, made: Attempt) -> dict[str, Any]:
-        """Distances in units of what putting out nothing would have: `layer_NN` of each layer, `loss` their mean."""
+    def attempt(self) -> Attempt:
+        """With distances in units of what putting out nothing would have: `layer_NN` of layers, `loss` their mean."""
         model = self.engine.model
         assert isinstance(model, RegressionModel)
-        record = super().record(made)
-        del record["mfu"]  # the plan's FLOPs are those of training the original
+        made = super().attempt()
         distance, of_nothing = self.world.sum(model.take_sums())
         shares = (distance / of_nothing).tolist()
         layers = {f"layer_{layer:02d}": share for layer, share in zip(model.layers, shares, strict=True)}
-        return record | {"loss": sum(shares) / len(shares)} | layers
+        return replace(made, figures={**made.figures, "loss": sum(shares) / len(shares), **layers})
+
+    def record(self, made: Attempt) -> dict[str, Any]:
+        """Without the utilisation: the plan's FLOPs are those of training the original."""
+        record = super().record(made)
+        del record["mfu"]
+        return record
 
     def periodic(self, hook: Hook | None) -> list[Periodic]:
         """Nothing: the grafted model as a whole is evaluated once, when stage one is done."""

@@ -65,14 +65,12 @@ class RunRows:
         return self._batches[number // STRIDE].documents(number % STRIDE)
 
     def steps_given(self, stepped_over: Sequence[Span]) -> int | None:
-        """For how many of the run's steps there are rows; None: for all. stepped_over: as `joined` gives them."""
+        """For how many of the run's steps there are rows; None: for all. stepped_over: of those that there are."""
         for span in self._spans:
             given = self._batches[span.source.index].order.num_rows
             if given is None:
                 continue
-            begin = span.source.index * STRIDE
-            stage = [(first, end) for first, end in stepped_over if begin <= first < begin + given]
-            left = given - sum(min(end, begin + given) - first for first, end in stage)
+            left = given - sum(end - first for first, end in stepped_over if first // STRIDE == span.source.index)
             if span.end_row > left:
                 return span.first_step + max(0, left - span.first_row) // span.rows
         return None

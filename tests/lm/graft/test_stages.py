@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from lm.graft.stages import RegressionRun, RegressionTraining, graft
 from lm.model.documents import Documents
 from lm.run_file import GraftFile, load_run_file
 from lm.train.data_phase import require_whole_rows
-from lm.train.log import read_metrics
+from lm.train.log import RunLog, read_metrics
 from lm.train.loop import train
+from lm.train.spikes import Spikes
 
 ROOT = Path(__file__).parents[3]
 EXACT = ("step", "loss", "learning_rate", "grad_norm", "tokens", "layer_01", "layer_03")
@@ -134,6 +136,43 @@ def test_a_killed_run_goes_on_to_the_bit(
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (out / "before.json").read_text() == (finished / "before.json").read_text()
+
+
+def test_a_step_that_is_gone_back_from_leaves_nothing_in_the_next_ones_distances(
+    run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps made again are those of a run that was killed between, whose model began without sums."""
+    judge, write = Spikes.accept, RunLog.write
+    monkeypatch.setattr(RegressionTraining, "finish", lambda self: None)
+
+    def stage_one(folder: str) -> None:
+        own = [
+            f"train.output_dir={tmp_path / folder}",
+            "guard={action: rewind, sigma: 100, warmup_steps: 2, margin: 1}",
+        ]
+        run = load_run_file(run_path, own)
+        assert isinstance(run, GraftFile)
+        train(RegressionRun.of(run), RegressionTraining)
+
+    def spiking(spikes: Spikes, step: int, rows: tuple[int, int]) -> Callable[[float, float], bool]:
+        accept = judge(spikes, step, rows)
+        return lambda loss, norm: accept(1000 * loss if step == 6 and not spikes.guard.decisions else loss, norm)
+
+    def killed(log: RunLog, record: dict[str, Any]) -> None:
+        write(log, record)
+        if record.get("guard") == "rewind":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Spikes, "accept", spiking)
+    stage_one("whole")
+    monkeypatch.setattr(RunLog, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage_one("killed")
+    monkeypatch.setattr(RunLog, "write", write)
+    stage_one("killed")
+    whole, resumed = (exact(tmp_path / folder / "regression") for folder in ("whole", "killed"))
+    assert [record["step"] for record in whole] == [1, 2, 3, 3, 4, 5, 6, 7, 8]
+    assert resumed == whole
 
 
 def test_what_is_done_is_not_done_again(

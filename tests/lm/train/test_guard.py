@@ -93,6 +93,8 @@ def test_a_step_that_spikes_again_with_other_rows_was_rewound_twice() -> None:
     assert not once.knows(second)
     assert twice.knows(first)
     assert twice.knows(second)
+    earlier = Memory.from_json(twice.to_json() | {"rewinds": [21]})  # as versions wrote it that kept each step once
+    assert earlier.with_rewind(first).with_rewind(second) == earlier
     judge = guard("rewind", decided=(first, second), retries=2)
     judge.restore(once)
     assert judge.memory == twice

@@ -51,7 +51,7 @@ def test_what_is_stepped_over_in_one_stage_is_read_in_the_next() -> None:
     assert row_read(2 * STRIDE + 4, stepped_over) == 2 * STRIDE + 4
 
 
-@given(SPANS, st.integers(60, 90), st.none() | st.integers(40, 90), st.booleans())
+@given(SPANS, st.integers(60, 90), st.none() | st.integers(60, 90), st.booleans())
 def test_there_are_rows_for_as_many_steps_as_can_be_read(
     spans: list[tuple[int, int]], first_given: int, second_given: int | None, same_rows: bool
 ) -> None:
