@@ -24,7 +24,7 @@ def test_of_two_ranks_one_says_what_either_meets(run_path: Path, tmp_path: Path)
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
+        timeout=120,
     )
     assert ended.returncode == 0, ended.stderr
     said = [line for line in ended.stderr.splitlines() if not line.startswith(("W", "[W", "*"))]
