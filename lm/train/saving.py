@@ -72,6 +72,10 @@ class Saving:
         self._saved = counters.step
         return replace(counters, world=size, data_parts=expected.data_parts)
 
+    def is_good(self, folder: Path) -> bool:
+        """Whether the files of a checkpoint are as they were written."""
+        return checkpoint.fault(folder, self._world, self._pulse) is None
+
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written when `step` steps are done. Not collective; all ranks answer alike."""
         train = self._run.train
@@ -169,7 +173,7 @@ class Saving:
             return
         kept = self._world.on_rank_zero(lambda: found(self.root, self._say))
         spare = retention.spare(kept, self._run.train)
-        if not spare or checkpoint.fault(next(iter(kept)), self._world, self._pulse) is not None:
+        if not spare or not self.is_good(next(iter(kept))):
             return
         if self._world.rank == 0:
             for folder in spare:

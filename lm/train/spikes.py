@@ -108,7 +108,7 @@ class Spikes:
         self.guard.require_retries(decision.step)
         self._saving.settle()
         margin = self.guard.options.margin
-        target = self._world.on_rank_zero(lambda: self._target(decision.step, margin) or self._target(decision.step, 0))
+        target = self._target(decision.step, margin) or self._target(decision.step, 0)
         if target is None:
             return replace(decision, action="skip", reason="there is no healthy checkpoint to go back to")
         # What is stepped over lies in one stage's rows; those of a stage before it are read again.
@@ -120,9 +120,14 @@ class Spikes:
         return rewind
 
     def _target(self, step: int, margin: int) -> int | None:
-        """The step of the newest healthy checkpoint that lies `margin` steps before a spike."""
-        for folder, counters in found(self._saving.root, self._say).items():
-            healthy = self.guard.healthy(counters.step, Memory.from_json(counters.guard))
-            if healthy and counters.step < step - margin and manifest.damage(folder) is None:
-                return counters.step
-        return None
+        """The step of the newest healthy checkpoint that lies `margin` steps before a spike. Collective."""
+
+        def healthy() -> list[tuple[Path, int]]:
+            return [
+                (folder, counters.step)
+                for folder, counters in found(self._saving.root, self._say).items()
+                if counters.step < step - margin and self.guard.healthy(counters.step, Memory.from_json(counters.guard))
+            ]
+
+        good = (at for folder, at in self._world.on_rank_zero(healthy) if self._saving.is_good(folder))
+        return next(good, None)
