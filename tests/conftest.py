@@ -58,3 +58,11 @@ def cpp_kernels(built_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    """While it lasts, torch makes float64 of what is asked for without a type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -48,7 +48,7 @@ class _Function(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = tuple(x.contiguous() for x in (gate, value, query, key))
         shape = (len(finals), *gate.shape[1:])
-        outputs = torch.empty(gate.shape[:2]), torch.empty(gate.shape), torch.empty(shape), torch.empty(shape)
+        outputs = tuple(gate.new_empty(of) for of in (gate.shape[:2], gate.shape, shape, shape))
         place = _places(chunks, finals)
         function("braid_chunk_states_forward")(ctypes.byref(_call(chunks, place, inputs, outputs)))
         ctx.chunks = chunks

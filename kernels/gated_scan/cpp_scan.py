@@ -54,7 +54,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, chunks: Chunks, gate: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         gate = gate.contiguous()
-        states = tuple(torch.empty(x.shape) for x in inputs)
+        states = tuple(x.new_empty(x.shape) for x in inputs)
         rows = tuple(repeating(x) for x in inputs)
         call = _call(chunks, gate, rows, states)
         function("braid_scan_forward")(ctypes.byref(call))
@@ -70,7 +70,7 @@ class _Function(torch.autograd.Function):
         grads = tuple(grad.contiguous() for grad in grads)
         rows = tuple(repeating(x) for x in inputs)
         call = _call(ctx.chunks, gate, rows, states)
-        grad_gate, grad_inputs = torch.empty_like(gate), tuple(torch.empty(x.shape) for x in inputs)
+        grad_gate, grad_inputs = torch.empty_like(gate), tuple(x.new_empty(x.shape) for x in inputs)
         call.grad_gate = _rows(grad_gate)
         for i, (grad, grad_x) in enumerate(zip(grads, grad_inputs, strict=True)):
             call.grad[i], call.grad_x[i] = _rows(grad), _rows(grad_x)

@@ -51,6 +51,13 @@ def test_fused_equals_composed(lengths: list[int], groups: int, repeats: int, th
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("cpp_kernels", "float64_by_default")
+def test_what_torch_makes_by_default_is_no_result_of_it() -> None:
+    chunks, inputs = Chunks(torch.tensor([0, 4, 8, 10])), [x.float() for x in tensors(10, 4, 2)]
+    ours, truth = (evaluate(states, inputs, chunks, torch.tensor([3, 7])) for states in (run, composed_states))
+    torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
 def test_composed_is_the_scan_with_heads_sharing_keys_in_turn() -> None:
     gate, query, key, value = (x.double() for x in tensors(10, 4, 2))
     chunks = Chunks(torch.tensor([0, 4, 8, 10]))

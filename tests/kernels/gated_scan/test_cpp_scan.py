@@ -49,6 +49,17 @@ def test_equals_the_definition(lengths: list[int], width: int, threads: int) -> 
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("float64_by_default")
+def test_what_torch_makes_by_default_is_no_result_of_it() -> None:
+    gate, keys, values = (
+        torch.rand(40, 2, 3, 16).float(),
+        torch.randn(40, 3, 16).float(),
+        torch.randn(40, 2, 3, 16).float(),
+    )
+    ours, truth = (evaluate(scan, gate, keys, values, of_lengths([30, 10])) for scan in (run, reference_scan))
+    torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
 def test_no_state_crosses_a_chunk_or_runs_backwards() -> None:
     gate, x = torch.rand(128, 16), torch.randn(128, 16, requires_grad=True)
     (state,) = run(gate, [x], of_lengths([100, 28]))

@@ -74,6 +74,15 @@ def test_strided_inputs() -> None:
     )
 
 
+@pytest.mark.usefixtures("float64_by_default")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_torch_makes_by_default_is_no_result_of_it(
+    threads: int, make_case: Callable, assert_agrees: Callable
+) -> None:
+    torch.set_num_threads(threads)
+    assert_agrees(run, make_case("finals", 330, kv_heads=(1,), head_dim=16, extras=2), scale=0.3)
+
+
 def test_hidden_keys_touch_nothing() -> None:
     """Not even as infinities and nans; one that is seen shows."""
     p = torch.arange(200)
