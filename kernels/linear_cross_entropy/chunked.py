@@ -58,15 +58,23 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 _add_outer(grad_weight, grad_logits, hidden[rows])
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        # A sum over all tokens can be beyond float16 where the mean is not: it stays wide until it is scaled.
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtype = hidden.dtype
         ctx.mark_non_differentiable(token_nll, correct)
         return (token_nll + z_loss * token_z**2).sum(), token_nll, correct
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        scaled = (None if grad is None else _scaled(grad, grad_loss, ctx.dtype) for grad in ctx.saved_tensors)
         return *scaled, None, None, None, None, None
+
+
+def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad * factor, rounded to `dtype` after the product: a factor such as a loss scale can be beyond float16, too."""
+    factor = factor.reshape(1)  # a tensor without dimensions would be rounded to the gradient's type first
+    return torch.mul(grad, factor, out=torch.empty(grad.shape, dtype=dtype, device=grad.device))
 
 
 def _logits(hidden: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:

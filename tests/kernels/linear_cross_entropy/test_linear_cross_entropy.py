@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,6 +116,32 @@ def test_bfloat16_has_float32_statistics() -> None:
     for ours, x in zip((hidden, weight), exact, strict=True):
         assert ours.grad.dtype == torch.bfloat16
         assert (ours.grad.float() - x.grad).abs().max() < 0.02 * x.grad.abs().max()
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0])
+def test_a_mean_in_float16_has_gradients_whose_sum_over_tokens_would_overflow(loss_scale: float) -> None:
+    hidden, weight, targets = tensors(8192, dtype=torch.float16)
+    with torch.no_grad():
+        hidden[:, 0], weight[:, 0] = 100.0, 0.0
+    targets[::4] = 5  # the gradient of this row's first entry sums up to about -130,000
+    exact = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    (linear_cross_entropy(hidden, weight, targets).loss * (loss_scale / len(targets))).backward()
+    truth, *_ = reference_cross_entropy(*exact, targets, -100, 0.0)
+    (truth / len(targets)).backward()
+    assert exact[1].grad.abs().max() * len(targets) > 2 * torch.finfo(torch.float16).max
+    for ours, x in zip((hidden, weight), exact, strict=True):
+        assert ours.grad.dtype == torch.float16
+        assert (ours.grad.float() / loss_scale - x.grad).abs().max() < 0.01 * x.grad.abs().max()
+
+
+def test_a_loss_scale_beyond_float16_multiplies_gradients_that_are_not() -> None:
+    hidden = torch.tensor([[8.0, 0.0]], dtype=torch.float16, requires_grad=True)
+    weight = torch.eye(2, dtype=torch.float16, requires_grad=True)
+    (linear_cross_entropy(hidden, weight, torch.tensor([0])).loss * 2.0**17).backward()
+    share = 1 / (1 + math.exp(8.0))
+    expected = torch.tensor([[-share, share]]) * 2.0**17
+    torch.testing.assert_close(hidden.grad.float(), expected, rtol=2e-3, atol=0.0)
+    torch.testing.assert_close(weight.grad.float(), expected.t() * torch.tensor([8.0, 0.0]), rtol=2e-3, atol=0.0)
 
 
 class LargestResult(TorchDispatchMode):
