@@ -26,7 +26,7 @@ class Layout:
         self._rows: list[Tensor] = []
         if not self.uniform:
             ordered, order = lengths.sort(descending=True, stable=True)
-            active = torch.searchsorted(-ordered, -torch.arange(self.num_steps)).tolist()
+            active = torch.searchsorted(-ordered, -torch.arange(self.num_steps, device=ordered.device)).tolist()
             self._rows = [(starts[order[:count]] + step).to(device) for step, count in enumerate(active)]
             self._order = order.to(device)
 
@@ -79,6 +79,7 @@ class Chunks:
             raise ValueError(f"offsets must be [K+1] int64 with K >= 1; got {tuple(offsets.shape)} {offsets.dtype}")
         if int(offsets[0]) != 0 or int(offsets.diff().min()) < 1:
             raise ValueError("offsets must begin with 0 and increase strictly: no chunk is empty")
+        object.__setattr__(self, "offsets", offsets.contiguous())  # kernels read them by address
 
     @cached_property
     def num_tokens(self) -> int:
@@ -100,7 +101,7 @@ class Chunks:
 
     @cached_property
     def _block_lengths(self) -> Tensor:
-        lengths = torch.full((int(self._blocks_per_chunk.sum()),), self._block_size)
+        lengths = self._lengths.new_full((int(self._blocks_per_chunk.sum()),), self._block_size)
         lengths[self._blocks_per_chunk.cumsum(0) - 1] = self._lengths - (self._blocks_per_chunk - 1) * self._block_size
         return lengths
 

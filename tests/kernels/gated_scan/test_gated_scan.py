@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.gated_scan import Chunks, chunks, gated_scan
+from kernels.gated_scan import Chunks, backends, chunks, gated_scan
 from kernels.gated_scan.reference import reference_scan
 
 
@@ -63,6 +63,21 @@ def test_float32_equals_the_definition(lengths: list[int]) -> None:
     for a, b in zip(ours, truth, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "loop", "cpp", "triton"])
+def test_offsets_may_be_a_strided_view(backend: str, request: pytest.FixtureRequest) -> None:
+    if backend == "cpp":
+        request.getfixturevalue("cpp_kernels")
+    if (reason := backends()[backend]) != "available" or torch.cuda.is_available():
+        pytest.skip(reason)
+    where = Chunks(torch.arange(0, 40, 4)[::2])
+    gate, value = torch.rand(32, 16), torch.randn(32, 16)
+    ours, truth = (
+        gated_scan(gate, [value], chunks, backend=name)
+        for chunks, name in ((where, backend), (of_lengths([8] * 4), "reference"))
+    )
+    torch.testing.assert_close(ours, truth)
 
 
 def test_chunk_starts_forget_the_state_but_keep_the_input_factor() -> None:
