@@ -82,16 +82,19 @@ class Backends:
 
     def default(self, device: str) -> str:
         """The backend of calls that name none on a type of device, unless it refuses one of them."""
-        named = os.environ.get(self._environment) or self._preferred
         able = (name for name in self._order(device) if not self._backends[name].unavailable())
-        return named or next(able)
+        return self.named() or next(able)
+
+    def named(self) -> str | None:
+        """The backend that calls which name none are bound to, by the environment or by `prefer`; None: to none."""
+        return os.environ.get(self._environment) or self._preferred
 
     def _order(self, device: str) -> Sequence[str]:
         return self._fastest["cpu" if device == "cpu" else "gpu"]
 
     def choose(self, name: str | None, device: str, *call: Any) -> Callable[..., Any]:
         """What to run for a call on a type of device. Raises ValueError where a backend was named that cannot do it."""
-        name = name or os.environ.get(self._environment) or self._preferred
+        name = name or self.named()
         if name is None:
             return self._choose_fastest(device, *call)
         backend = self._available(name)

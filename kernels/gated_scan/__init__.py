@@ -13,11 +13,12 @@ from kernels.gated_scan.chunks import Chunks
 from kernels.gated_scan.reference import reference_scan
 from kernels.gated_scan.scan import loop_scan
 
-__all__ = ["Chunks", "backends", "default", "gated_scan", "prefer", "scan_calls"]
+__all__ = ["ENVIRONMENT", "Chunks", "backends", "choose", "default", "gated_scan", "named", "prefer", "scan_calls"]
 
+ENVIRONMENT = "BRAID_SCAN_BACKEND"
 _SCAN = Backends(
     "gated scan",
-    "BRAID_SCAN_BACKEND",
+    ENVIRONMENT,
     {
         "reference": Backend(reference_scan),
         "loop": Backend(loop_scan),
@@ -27,6 +28,7 @@ _SCAN = Backends(
     {"cpu": ("cpp", "loop"), "gpu": ("triton", "loop")},
 )
 backends, default, prefer = _SCAN.reasons, _SCAN.default, _SCAN.prefer
+choose, named = _SCAN.choose, _SCAN.named
 scan_calls = Calls()
 """Shows (gate, inputs, chunks) of every call."""
 

@@ -18,12 +18,23 @@ from kernels.interval_attention.flex import FLEX
 from kernels.interval_attention.intervals import Intervals
 from kernels.interval_attention.reference import reference_attention
 
-__all__ = ["Intervals", "attention_calls", "backends", "default", "interval_attention", "prefer"]
+__all__ = [
+    "ENVIRONMENT",
+    "Intervals",
+    "attention_calls",
+    "backends",
+    "choose",
+    "default",
+    "interval_attention",
+    "named",
+    "prefer",
+]
 
+ENVIRONMENT = "BRAID_ATTENTION_BACKEND"
 # On a GPU `triton` comes before `flash`: it serves every call, and gives the same bits each time.
 _ATTENTION = Backends(
     "interval attention",
-    "BRAID_ATTENTION_BACKEND",
+    ENVIRONMENT,
     {
         "reference": Backend(reference_attention),
         "blocked": Backend(blocked_attention),
@@ -35,6 +46,7 @@ _ATTENTION = Backends(
     {"cpu": ("cpp", "blocked"), "gpu": ("triton", "flash", "blocked")},
 )
 backends, default, prefer = _ATTENTION.reasons, _ATTENTION.default, _ATTENTION.prefer
+choose, named = _ATTENTION.choose, _ATTENTION.named
 attention_calls = Calls()
 """Shows (q, k, v, intervals, scale, extra_score, extra_value) of every call."""
 

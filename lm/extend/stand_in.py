@@ -17,9 +17,17 @@ def stand_in(config: PreTrainedConfig, group_size: int | None) -> SoftmaxMixer[A
 
     group_size: of shifted-short attention; None: everything is seen.
     """
+    with torch.device("meta"):
+        mixer = LanguageModel(stand_in_options(config, group_size)).model.mixers[0]
+    assert isinstance(mixer, SoftmaxMixer)
+    return mixer
+
+
+def stand_in_options(config: PreTrainedConfig, group_size: int | None) -> ModelOptions:
+    """A model of one such layer."""
     kind = {"kind": "attention"} if group_size is None else {"kind": "shifted_short", "group_size": group_size}
     heads = config.num_attention_heads
-    options = ModelOptions.model_validate(
+    return ModelOptions.model_validate(
         {
             "vocab_size": 2,
             "hidden_size": config.hidden_size,
@@ -30,7 +38,3 @@ def stand_in(config: PreTrainedConfig, group_size: int | None) -> SoftmaxMixer[A
             "layers": "attention",
         }
     )
-    with torch.device("meta"):
-        mixer = LanguageModel(options).model.mixers[0]
-    assert isinstance(mixer, SoftmaxMixer)
-    return mixer

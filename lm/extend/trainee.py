@@ -19,10 +19,11 @@ from lm.extend.adapters import add_adapters, learning_rate_factors
 from lm.extend.model import extended, fingerprint
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.extend.plan import plan_extension
-from lm.extend.stand_in import stand_in
+from lm.extend.stand_in import stand_in, stand_in_options
 from lm.hf import BraidConfig
 from lm.hf.loading import forget_gguf
 from lm.model.mixers import Mixer
+from lm.model.options import ModelOptions
 from lm.plan import ALONE, Plan, Shared
 from lm.train.checkpoint import Counters
 from lm.train.model_file import save_weights
@@ -72,6 +73,11 @@ class Extension:
                 f"data.sequence_length: {sequence_length} exceeds the base's context of {self.context}: shorten the "
                 "rows, or extend further with an extend section"
             )
+
+    @property
+    def options(self) -> ModelOptions:
+        config = base.plan_config(self.config, self.extend, training=True)
+        return config.to_options() if isinstance(config, BraidConfig) else stand_in_options(config, self.group_size)
 
     def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         config = base.plan_config(self.config, self.extend, training=True)

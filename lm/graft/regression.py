@@ -24,6 +24,7 @@ from lm.hf import BraidForCausalLM
 from lm.hf.export import Training, export_model
 from lm.model.block import Block
 from lm.model.documents import Documents
+from lm.model.options import ModelOptions
 from lm.plan import ALONE, Plan, Shared, make_plan
 from lm.train.checkpoint import Counters
 from lm.train.trainee import Built
@@ -136,6 +137,10 @@ class Regression:
 
     operation: Operation
     seed: int
+
+    @property
+    def options(self) -> ModelOptions:
+        return self.operation.after
 
     def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         """The plan of the original, which runs forward once for all layers."""

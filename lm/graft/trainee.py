@@ -17,6 +17,7 @@ from lm.extend.trainee import Extension
 from lm.graft.operation import Operation
 from lm.graft.options import GraftOptions
 from lm.hf import BraidConfig
+from lm.model.options import ModelOptions
 from lm.plan import ALONE, Plan, Shared, make_plan
 from lm.train.checkpoint import Counters
 from lm.train.trainee import Built
@@ -55,6 +56,10 @@ class Grafting:
         tokens: of the run's tokenizer. sequence_length: of its rows.
         """
         self.operation.check(tokens, max(sequence_length, self.graft.regress.sequence_length or 0))
+
+    @property
+    def options(self) -> ModelOptions:
+        return self.operation.after
 
     def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         """The plan of stage two, with the cache that the base would need."""

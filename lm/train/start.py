@@ -10,7 +10,6 @@ from lm.train.data_phase import require_whole_rows
 from lm.train.distributed import World, launched_size
 from lm.train.folder import Run
 from lm.train.nvme import require_asynchronous_files
-from lm.train.options import TrainOptions
 from lm.train.precision import require_precision
 from lm.train.sharing import start_sharing
 
@@ -23,12 +22,12 @@ def start_ranks(run: Run, say: Callable[[str], None], section: str = "train") ->
     require_whole_rows(run, launched_size(), section)
     readers = launched_size() // run.train.sequence_parallel
     world = start_sharing(run.train, run.timeline.longest_forward(readers))
-    world.agree(lambda: _require_machine(run.train))
+    world.agree(lambda: _require_machine(run, world))
     require_asynchronous_files(run.deepspeed, world, say)
     return world
 
 
-def _require_machine(train: TrainOptions) -> None:
-    require_precision(train.precision)
-    require_compiler(train.compile)
-    prefer_backends(train)
+def _require_machine(run: Run, world: World) -> None:
+    require_precision(run.train.precision)
+    require_compiler(run.train.compile)
+    prefer_backends(run.train, run.trainee, world.device)

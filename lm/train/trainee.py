@@ -38,6 +38,10 @@ class Built:
 class Trainee(Protocol):
     """A model that a run file describes."""
 
+    @property
+    def options(self) -> ModelOptions:
+        """Its heads and mixers; attention stands for layers that are not Braid's."""
+
     def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         """What it costs, on ranks of which so many hold so many rows together."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lm.model.cache import MixerCache
 from lm.model.documents import Documents, Visible
+from lm.model.kernel_calls import Call, attention_call
 from lm.options import Options
 
 
@@ -38,6 +39,15 @@ class MixerOptions(Options):
 
     def check(self, dimensions: Dimensions) -> None:
         """Raises ValueError, naming the key to change, where these options cannot work in such a model."""
+
+    def attention_call(self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device) -> Call | None:
+        """A call of the attention kernel like those of training (`lm.model.kernel_calls`); None: it makes none."""
+        heads, kv_heads = dimensions.num_attention_heads, dimensions.num_key_value_heads
+        return attention_call(heads, kv_heads, dimensions.head_dim, dtype, device)
+
+    def scan_call(self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device) -> Call | None:
+        """The same of the gated scan."""
+        return None
 
     @property
     def extent(self) -> str:

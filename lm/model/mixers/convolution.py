@@ -9,7 +9,7 @@ mixed. Beside layers that see far it is the cheapest layer there is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,9 @@ class ConvolutionOptions(MixerOptions):
 
     kind: Literal["convolution"] = "convolution"
     width: int = Field(4, ge=2, description="Tokens that each output sees, its own included.")
+
+    def attention_call(self, *_: Any) -> None:
+        return None
 
     @property
     def extent(self) -> str:

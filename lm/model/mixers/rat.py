@@ -27,6 +27,7 @@ from kernels.precision import at_least_float32
 from lm.model.cache import KeyValues, MixerCache
 from lm.model.carried_state import add_carried, opening_ranks
 from lm.model.documents import Documents, KeyList, Share, Visible
+from lm.model.kernel_calls import Call, attention_call, scan_call
 from lm.model.mixers.base import Dimensions, Mixer, MixerOptions
 from lm.model.rope import RopeScaling, rotate, shared_table
 
@@ -46,10 +47,16 @@ class RatOptions(MixerOptions):
     )
 
     def check(self, dimensions: Dimensions) -> None:
-        if dimensions.num_attention_heads % self.qk_groups:
-            raise ValueError(
-                f"qk_groups {self.qk_groups} must divide num_attention_heads {dimensions.num_attention_heads}"
-            )
+        heads = dimensions.num_attention_heads
+        if heads % self.qk_groups:
+            raise ValueError(f"qk_groups {self.qk_groups} must divide num_attention_heads {heads}")
+
+    def attention_call(self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device) -> Call:
+        heads = dimensions.num_attention_heads
+        return attention_call(heads, heads, dimensions.head_dim, dtype, device, own_entry=True)
+
+    def scan_call(self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device) -> Call:
+        return scan_call(dimensions.num_attention_heads, self.qk_groups, dimensions.head_dim, dtype, device)
 
     @property
     def extent(self) -> str:
