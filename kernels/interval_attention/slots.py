@@ -41,10 +41,11 @@ class Slots:
 def attend_slots(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, *, extra_score: Tensor | None = None) -> Tensor:
     """Softmax attention of each row's query over the slots in use.
 
-    q: [B, H, D]. keys, values: [B, G, S, D]; query head h uses key/value head h // (H // G). extra_score: [B, H], a
-    further entry of the softmax whose value is 0. Returns [B, H, D] like q; softmax statistics are at least float32.
+    q: [B, H, D]. keys, values: [B, G, S, D], read in q's type; query head h uses key/value head h // (H // G).
+    extra_score: [B, H], a further entry of the softmax whose value is 0. Returns [B, H, D] like q; softmax statistics
+    are at least float32.
     """
-    keys, values = keys[:, :, : slots.count], values[:, :, : slots.count]
+    keys, values = (x[:, :, : slots.count].to(q.dtype) for x in (keys, values))
     grouped = q.view(len(q), keys.shape[1], -1, q.shape[2])  # queries that share keys: rows of one small matrix
     if extra_score is None:
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=slots.visible)

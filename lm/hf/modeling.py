@@ -12,6 +12,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from kernels.precision import product_dtype
 from lm.hf.cache import BraidCache
 from lm.hf.configuration import BraidConfig
 from lm.hf.rows import Rows, arrange, real_tokens, restarts
@@ -108,7 +109,7 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
         real = real_tokens(attention_mask, shape[1])
         begins = None if past_key_values is not None or documents is not None else restarts(position_ids, shape, real)
         cache = self._cache(past_key_values, use_cache, packed=begins is not None)
-        layers = None if cache is None else cache.open(self, shape[0], x.dtype, x.device)
+        layers = None if cache is None else cache.open(self, shape[0], product_dtype(x), x.device)
         if documents is None:
             rows = arrange(shape, real, begins, None if layers is None else layers.seen, x.device)
         else:

@@ -39,8 +39,8 @@ class KeyValues:
                 keys, values, row, entry = keys[stays], values[stays], row[stays], entry[stays]
             entry = entry % self.window
         self._reserve(int(last.max()) if len(last) else 0)
-        self.keys[row, :, entry] = keys
-        self.values[row, :, entry] = values
+        self.keys[row, :, entry] = keys.to(self.keys.dtype)  # autocast may begin or end between two calls
+        self.values[row, :, entry] = values.to(self.values.dtype)
 
     def read(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """Entries `first[r] ... last[r] - 1` of each row r, rows one after another: two [n, heads, head_dim]."""

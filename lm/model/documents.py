@@ -67,14 +67,14 @@ class KeyList:
         return torch.cumsum(self.last - self.first, 0) - self.last
 
     def join(self, cached: Tensor, stream: Tensor) -> Tensor:
-        """The flat list, from the cached entries of all documents and those of the stream, each [n, ...]."""
+        """The flat list in the stream's type, from cached entries of all documents and those of the stream [n, ...]."""
         if not len(cached):
             return stream
         documents = torch.arange(len(self.last), device=self.last.device)
         owner = torch.cat(
             (documents.repeat_interleave(self.new - self.first), documents.repeat_interleave(self.last - self.new))
         )
-        return torch.cat((cached, stream)).index_select(0, torch.argsort(owner, stable=True))
+        return torch.cat((cached.to(stream.dtype), stream)).index_select(0, torch.argsort(owner, stable=True))
 
 
 @dataclass(frozen=True, eq=False)

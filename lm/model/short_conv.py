@@ -46,7 +46,7 @@ class ShortConvolution(nn.Module):
         # Each document behind as many inputs from before this stream: zeros, or what a cache or other ranks have.
         padded = x.new_zeros(len(place) + len(first), x.shape[1]).index_copy(0, filled, given)
         if cache is not None:
-            padded = padded.index_copy(0, first, cache.states[self._state].flatten(0, 1))
+            padded = padded.index_copy(0, first, cache.states[self._state].flatten(0, 1).to(x.dtype))
             cache.states[self._state] = padded[last].view_as(cache.states[self._state])
         weight = self.weight.to(at_least_float32(x.dtype))
         mixed = padded[before:] * weight[0]

@@ -124,7 +124,7 @@ class Rat(Mixer[RatOptions]):
             else:
                 k_run, v_run = self._continued_scan(k, v, gate, documents, cache)
                 self._store(k_run, v_run, documents, cache, v.dtype)
-                keys, values = cache.buffers[0].read(key_list.first, key_list.last)
+                keys, values = (entries.to(v.dtype) for entries in cache.buffers[0].read(key_list.first, key_list.last))
             own_query = own_query.to(k_run.dtype)[:, None]
             own_score = (k_run.unflatten(1, (-1, q.shape[1])) * own_query).sum(-1).flatten(1)
         intervals = documents.memo(

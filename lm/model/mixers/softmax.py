@@ -91,7 +91,7 @@ class SoftmaxMixer(Mixer[OptionsT]):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.options.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast may norm in float32
         if self.options.positions == "rope":
             theta = self.options.rope_theta or self.dimensions.rope_theta
             dtype = at_least_float32(x.dtype)

@@ -105,6 +105,8 @@ def test_logits_are_those_of_the_sources(bundle: Bundle) -> None:
     theirs.load_state_dict(ours.state_dict())
     tokens = torch.randint(50, (2, 33))
     assert torch.equal(theirs(tokens).logits, ours(tokens).logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(*(model.generate(tokens, max_new_tokens=3, do_sample=False) for model in (theirs, ours)))
     assert config.to_dict() == ours.config.to_dict()
 
 
