@@ -1,4 +1,4 @@
-"""Running Triton kernels: measured block sizes on a GPU, fixed small ones in the interpreter (TRITON_INTERPRET=1)."""
+"""Running Triton kernels on a GPU, or in the interpreter (TRITON_INTERPRET=1)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _TYPES = {
 class Tuned:
     """A kernel whose block sizes are the fastest of `configs`, measured once for each value of the `key` arguments.
 
+    Only for kernels whose results do not depend on them: another process may measure otherwise.
     interpreted: the block sizes in the interpreter, where nothing can be measured.
     """
 

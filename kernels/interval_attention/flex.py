@@ -10,8 +10,13 @@ from torch import Tensor
 
 from kernels.backends import Backend
 from kernels.interval_attention.intervals import Intervals
+from kernels.interval_attention.reference import reference_attention
 
 BLOCK = 128
+MIN_HEAD_DIM = 16  # the least depth of a matrix product
+# Kernels of a run at most: one for each kind of mask, with gradients and without, for fixed and for changing lengths.
+# PyTorch's own limit of 8 is soon reached; past it FlexAttention would run unfused and hold all the scores.
+MAX_VARIANTS = 64
 
 
 @cache
@@ -25,6 +30,8 @@ def _refuses(q: Tensor, *_: Any) -> str | None:
         return f"it runs on cuda, the tensors are on {q.device.type}"
     if q.dtype == torch.float64:
         return "it serves float32, bfloat16 and float16, not float64"
+    if q.shape[2] < MIN_HEAD_DIM:
+        return f"it serves a head_dim of at least {MIN_HEAD_DIM}, not {q.shape[2]}"
     return None
 
 
@@ -38,6 +45,8 @@ def flex_attention(
     extra_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Same shapes and result as `interval_attention`. Compiled on a GPU; on a CPU forward only, and slow."""
+    if not len(q) or not len(k):  # PyTorch's has nothing to compile; nor is there anything to compute
+        return reference_attention(q, k, v, intervals, scale, extra_score, extra_value)
     from torch.nn.attention.flex_attention import AuxRequest
 
     repeats = q.shape[1] // k.shape[1]
@@ -61,9 +70,18 @@ def flex_attention(
 
 @cache
 def _attention(device: str) -> Any:
-    from torch.nn.attention import flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention.flex_attention if device == "cpu" else torch.compile(flex_attention.flex_attention)
+    return flex_attention if device == "cpu" else _compiled()
+
+
+def _compiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled = torch.compile(
+        flex_attention, fullgraph=True
+    )  # with fullgraph, more variants than the limit are an error
+    return torch._dynamo.config.patch(recompile_limit=MAX_VARIANTS)(compiled)
 
 
 def _block_mask(intervals: Intervals, repeats: int, num_keys: int) -> Any:

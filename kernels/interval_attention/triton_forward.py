@@ -27,7 +27,6 @@ def forward_kernel(
     heads: tl.tensor,
     kv_heads: tl.tensor,
     scale: tl.tensor,
-    width: tl.tensor,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TYPE: tl.constexpr,

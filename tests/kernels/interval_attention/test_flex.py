@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import flex_attention as pytorch
 
-from kernels.interval_attention import backends, flex, interval_attention
+from kernels.interval_attention import Intervals, backends, flex, interval_attention
 from kernels.interval_attention.flex import flex_attention
 from kernels.interval_attention.reference import reference_attention, visible
 
@@ -47,6 +49,66 @@ def test_blocks_cover_what_is_seen_and_whole_ones_are(kind: str, make_case: Call
             assert not edges & whole
             assert whole == set(tiles[head, row].all(1).nonzero().flatten().tolist())
             assert edges | whole >= set(tiles[head, row].any(1).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("extras", [0, 1, 2])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 0), (0, 3), (0, 0)])
+def test_nothing_to_see_or_to_be_seen(queries: int, keys: int, extras: int, assert_agrees: Callable[..., None]) -> None:
+    """Documents shorter than a chunk leave RAT no key."""
+    nothing = torch.zeros(queries, dtype=torch.int64)
+    wide, narrow = (queries, 2, 16), (keys, 2, 16)
+    tensors = [torch.randn(shape) for shape in (wide, narrow, narrow, wide[:2], wide)[: 3 + extras]]
+    assert_agrees(flex_attention, (Intervals(nothing[None], nothing, (2,)), tensors))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """As on a GPU, with a compiler that runs what it is given; the graphs that it was given."""
+    graphs: list[Any] = []
+
+    def compiler(graph: Any, examples: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    monkeypatch.setattr(pytorch, "_validate_device", lambda *tensors: None)
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex, "_attention", cache(lambda device: flex._compiled()))
+    return graphs
+
+
+def every_kind(n: int, make_case: Callable[..., Any]) -> None:
+    for kind in ("documents", "window", "long short", "finals"):
+        intervals, tensors = make_case(kind, n)
+        for gradients in (True, False):
+            call = *(x.requires_grad_(gradients) for x in tensors), intervals, 0.6, None, None
+            with torch.set_grad_enabled(gradients):
+                torch.testing.assert_close(flex_attention(*call), reference_attention(*call), rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_of_every_mixer_stays_compiled(compiled: list[Any], make_case: Callable[..., Any]) -> None:
+    """Training and validation of changing batches: more kernels than PyTorch keeps unless told, and then no more."""
+    for n in (300, 411):
+        every_kind(n, make_case)
+    count = len(compiled)
+    assert count > torch._dynamo.config.recompile_limit
+    for n in (580, 158):
+        every_kind(n, make_case)
+    assert len(compiled) == count
+
+
+def test_attention_that_is_not_compiled_is_an_error(
+    compiled: list[Any], make_case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flex, "MAX_VARIANTS", 2)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        every_kind(300, make_case)
+    assert len(compiled) == 2
+
+
+def test_what_it_does_not_serve_is_said() -> None:
+    small = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(5, 2, 8))
+    assert flex.FLEX.refuses(small) == "it serves a head_dim of at least 16, not 8"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
