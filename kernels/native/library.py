@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch  # noqa: F401 - the library's OpenMP is the one that torch has loaded
+
 SOURCES = ("attention_forward.cpp", "attention_backward.cpp", "scan.cpp", "chunk_states.cpp")
 HEADERS = ("tiles.h", "attention.h")
 # No -ffast-math: rows that see nothing are told by infinities. The OpenMP library is torch's own, which is loaded.
@@ -39,14 +41,18 @@ def compiler() -> str | None:
 
 
 def path() -> Path:
-    """Where the library of these sources stands for this processor, built or not: in the folder BRAID_KERNELS names."""
+    """Where the library of these sources stands for this processor, built or not.
+
+    In the folder that BRAID_KERNELS names, or in the user's cache. Raises RuntimeError where there is neither.
+    """
     return _path(os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME"), _identity())
 
 
 @cache  # asked for at every call of a kernel
 def _path(folder: str | None, cache_home: str | None, identity: str) -> Path:
-    cached = Path(cache_home or Path.home() / ".cache") / "braid" / "kernels"
-    return Path(folder or cached) / f"{identity}.so"
+    if not folder:  # a user without a home can still name a folder
+        folder = os.fspath(Path(cache_home or Path.home() / ".cache") / "braid" / "kernels")
+    return Path(folder) / f"{identity}.so"
 
 
 @cache
@@ -64,9 +70,12 @@ def _identity() -> str:
 
 
 def build() -> Path:
-    """Compiles the library unless it is there, and returns its path. Raises BuildError."""
-    target = path()
-    if target.exists():
+    """Compiles the library unless it is there and can be loaded, and returns its path. Raises BuildError."""
+    try:
+        target = path()
+    except RuntimeError as error:
+        raise BuildError(f"{error} Name a folder in {FOLDER}") from None
+    if target.exists() and _fault(target) is None:
         return target
     program = compiler()
     if program is None:
@@ -78,25 +87,36 @@ def build() -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+        if fault := _fault(made):
+            raise BuildError(f"{' '.join(command)} made what cannot be loaded: {fault}")
         os.replace(made, target)  # whoever builds at the same time writes the same
     return target
 
 
 def unavailable() -> str | None:
     """Why the kernels cannot run here, None where they can."""
-    found = path()
+    try:
+        found = path()
+    except RuntimeError:
+        return f"it is not built, there is no home folder: name one in {FOLDER}, and run `braid build-kernels`"
     if not found.exists():
         return "it is not built for this version and processor: run `braid build-kernels`"
+    fault = _fault(found)
+    return None if fault is None else f"it cannot be loaded: {fault}: `braid build-kernels` builds it anew"
+
+
+def _fault(library: Path) -> str | None:
+    """Why the library cannot be loaded, None where it can."""
     try:
-        load(found)
+        load(library)
     except OSError as error:
-        return f"{found} cannot be loaded: {error}"
+        return str(error) if os.fspath(library) in str(error) else f"{library}: {error}"
     return None
 
 
 @cache
 def load(library: Path) -> ctypes.CDLL:
-    """The library; torch must have been imported. Raises OSError where the file is none."""
+    """The library. Raises OSError where the file is none."""
     return ctypes.CDLL(os.fspath(library))
 
 
