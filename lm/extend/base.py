@@ -25,7 +25,7 @@ from lm.data.fingerprint import digest
 from lm.errors import UserError, first_line
 from lm.extend import braid_base
 from lm.extend.options import BaseOptions, ExtendOptions
-from lm.extend.rope_plan import ORIGINAL, covered_context, fixed_until, plan_rope
+from lm.extend.rope_plan import ORIGINAL, check_target, covered_context, fixed_until, plan_rope
 from lm.hf import BraidConfig
 from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
@@ -78,12 +78,18 @@ def plan_config(config: PreTrainedConfig, extend: ExtendOptions | None, *, train
     rope = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     covered = context(config)
+    # Angles may be made for more than the model was trained on, and a further stage stays where it was trained.
+    reached = int(config.max_position_embeddings) if extend.rope.kind == "none" else covered
+    check_target(reached, extend.rope, extend.target_length)
     plan = plan_rope(
         rope, covered, int(head_dim * rope.get("partial_rotary_factor", 1.0)), extend.rope, extend.target_length
     )
     planned = copy.deepcopy(config)
-    if getattr(config, ORIGINAL, None) is None and ORIGINAL not in plan.parameters:
-        setattr(planned, ORIGINAL, covered)  # so that a second extension knows what the factor counts from
+    if ORIGINAL in plan.parameters:
+        setattr(planned, ORIGINAL, plan.parameters[ORIGINAL])  # transformers heeds it above the one in the parameters
+    elif plan.parameters.get("rope_type") == "linear" and getattr(config, ORIGINAL, None) is None:
+        # A second extension then knows that max_position_embeddings was raised.
+        setattr(planned, ORIGINAL, int(config.max_position_embeddings))
     planned.max_position_embeddings = plan.max_position_embeddings
     planned.rope_parameters = plan.parameters
     planned.validate_rope()

@@ -6,7 +6,7 @@ from typing import Any
 
 from lm.errors import UserError
 from lm.extend.options import ExtendOptions
-from lm.extend.rope_plan import plan_rope
+from lm.extend.rope_plan import check_target, plan_rope
 from lm.hf import BraidConfig
 
 GLOBAL_KINDS = ("attention", "shifted_short", "long_short")
@@ -17,6 +17,7 @@ def plan_config(config: BraidConfig, extend: ExtendOptions, *, training: bool) -
 
     Both configurations fit the same weights. Raises UserError for a target that is no extension.
     """
+    check_target(config.max_position_embeddings, extend.rope, extend.target_length)
     options = config.to_options()
     values = options.model_dump(mode="json") | {"max_position_embeddings": extend.target_length}
     for name, mixer in values["mixers"].items():
@@ -24,8 +25,9 @@ def plan_config(config: BraidConfig, extend: ExtendOptions, *, training: bool) -
             continue
         if mixer["positions"] == "rope":
             mixer |= _rescaled(mixer, config, extend)
-        if training and extend.attention == "shifted_short":
-            values["mixers"][name] = _in_groups(mixer, extend)
+        if training:
+            in_groups = extend.attention == "shifted_short"
+            values["mixers"][name] = _in_groups(mixer, extend) if in_groups else _in_full(mixer)
     planned = config.to_dict() | values
     try:
         return BraidConfig(**{key: value for key, value in planned.items() if key != "model_type"})
@@ -52,3 +54,10 @@ def _in_groups(mixer: dict[str, Any], extend: ExtendOptions) -> dict[str, Any]:
         return mixer
     kept = {key: value for key, value in mixer.items() if key not in ("window", "dilation")}
     return kept | {"kind": "shifted_short", "group_size": extend.group_size}
+
+
+def _in_full(mixer: dict[str, Any]) -> dict[str, Any]:
+    """The mixer of the same weights that attends in training as it does in evaluation."""
+    if mixer["kind"] != "shifted_short":
+        return mixer
+    return {key: value for key, value in mixer.items() if key != "group_size"} | {"kind": "attention"}

@@ -30,13 +30,19 @@ class RopePlan:
 def covered_context(parameters: Mapping[str, Any], max_position_embeddings: int, original: int | None = None) -> int:
     """Tokens that a model's angles are made for.
 
-    original: `original_max_position_embeddings` of the configuration outside its rope parameters. A model that states
-    its original context, there or within, has raised max_position_embeddings; one that does not and is interpolated
-    has not (that is how LongLoRA's and LongChat's models are published), so the factor counts on top.
+    original: `original_max_position_embeddings` of the configuration outside its rope parameters. YaRN's factor counts
+    from the original context, whether max_position_embeddings was raised (as here) or not (as in Qwen's recipes).
+    Linear positions of a model that states another original context than max_position_embeddings reach the latter;
+    elsewhere the factor counts on top (that is how LongLoRA's and LongChat's models are published).
     """
-    if original is not None or ORIGINAL in parameters:
-        return max_position_embeddings
-    return int(max_position_embeddings * parameters.get("factor", 1.0))
+    original = original or parameters.get(ORIGINAL)
+    factor = parameters.get("factor") or 1.0
+    kind = parameters.get("rope_type")
+    if kind == "yarn":
+        return max(max_position_embeddings, int((original or max_position_embeddings) * factor))
+    if original is None or (kind == "linear" and original == max_position_embeddings):
+        return int(max_position_embeddings * factor)
+    return max_position_embeddings
 
 
 def fixed_until(parameters: Mapping[str, Any], max_position_embeddings: int) -> int | None:
@@ -46,21 +52,27 @@ def fixed_until(parameters: Mapping[str, Any], max_position_embeddings: int) -> 
     return int(parameters.get(ORIGINAL) or max_position_embeddings)
 
 
+def check_target(reached: int, options: RopeOptions, target_length: int) -> None:
+    """Raises UserError for a target that is no extension of the `reached` tokens.
+
+    A target of as many is a further stage at the same length, for which angles stay as they are.
+    """
+    if target_length < reached or (target_length == reached and options.kind != "none"):
+        stay = ", or set extend.rope.kind to none to train on at this length" if target_length == reached else ""
+        raise UserError(
+            f"extend.target_length: given {target_length}; the model reaches {reached} tokens already: "
+            f"ask for more{stay}"
+        )
+
+
 def plan_rope(
     parameters: Mapping[str, Any], covered: int, rotary_dim: int, options: RopeOptions, target_length: int
 ) -> RopePlan:
     """The rope parameters that carry a model from `covered` tokens to `target_length`.
 
-    parameters: the model's own. rotary_dim: rotated channels of a head. A target of `covered` itself is a further
-    stage at the same length, for which angles stay as they are.
-    Raises UserError for a target below that, a factor too small for it, and kinds that do not combine.
+    parameters: the model's own. rotary_dim: rotated channels of a head. target_length: see `check_target`.
+    Raises UserError for a factor too small for it, and kinds that do not combine.
     """
-    if target_length < covered or (target_length == covered and options.kind != "none"):
-        stay = ", or set extend.rope.kind to none to train on at this length" if target_length == covered else ""
-        raise UserError(
-            f"extend.target_length: given {target_length}; the model reaches {covered} tokens already: "
-            f"ask for more{stay}"
-        )
     growth = options.factor or _growth(options.kind, target_length / covered)
     if covered * growth < target_length and options.kind not in ("theta", "none"):
         raise UserError(

@@ -25,10 +25,12 @@ from transformers import (
 
 from lm.errors import UserError
 from lm.extend.adapters import add_adapters, is_norm
-from lm.extend.base import plan_config, read_config
+from lm.extend.base import plan_config, read_config, reconfigured
 from lm.extend.model import extended, fingerprint
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
+from lm.hf import BraidConfig, BraidForCausalLM
 from lm.model.documents import Documents
+from lm.model.options import ModelOptions
 from lm.train.optimizer import parameter_groups
 
 from .conftest import HYBRID, VOCAB, llama_config, save_base
@@ -195,3 +197,32 @@ def test_a_hybrid_extends_its_global_layers_only(tmp_path: Path) -> None:
             assert options.mixers[name].rope_scaling.factor == 4
         for name in ("local", "rat"):
             assert options.mixers[name] == HYBRID.mixers[name]
+
+
+def test_a_hybrid_is_never_extended_to_less(tmp_path: Path) -> None:
+    """One without global rotary layers, too, whose angles nothing else looks at."""
+    local = HYBRID.model_dump(mode="json") | {"layers": "rat local rat local"}
+    options = ModelOptions.model_validate(
+        local | {"mixers": {name: local["mixers"][name] for name in ("rat", "local")}}
+    )
+    config = BraidConfig.from_options(options)
+    with pytest.raises(UserError, match=r"extend\.target_length: given 32; the model reaches 64 tokens already"):
+        plan_config(config, ExtendOptions(target_length=32), training=True)
+
+
+def test_full_attention_is_full_where_the_base_was_trained_in_groups() -> None:
+    """The control of an extension of such a base, of the same weights."""
+    options = HYBRID.model_dump(mode="json")
+    options["mixers"]["global"] = {"kind": "shifted_short", "group_size": 16}
+    config = BraidConfig.from_options(ModelOptions.model_validate(options))
+    extend = ExtendOptions(target_length=256, attention="full")
+    training, exported = (plan_config(config, extend, training=value) for value in (True, False))
+    assert training.to_options().mixers["global"].kind == "attention"
+    assert exported.to_options().mixers["global"].kind == "shifted_short"
+    torch.manual_seed(0)
+    model = BraidForCausalLM(exported).eval()
+    full = reconfigured(model, training).train()
+    tokens = torch.randint(VOCAB, (1, 100))
+    with torch.no_grad():
+        torch.testing.assert_close(full(tokens).logits, model(tokens).logits)
+        assert not torch.allclose(model.train()(tokens).logits, full(tokens).logits)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from lm.errors import UserError
-from lm.extend.base import plan_config
+from lm.extend.base import context, plan_config
 from lm.extend.options import ExtendOptions, RopeOptions
+from lm.extend.rope_plan import ORIGINAL as STATED
 from lm.extend.rope_plan import covered_context, plan_rope
 
 DIM = 128
@@ -114,6 +115,75 @@ def test_a_second_extension_goes_on_from_the_first(kind: str, tmp_path: Path) ->
     assert frequencies(twice)[1] == frequencies(once)[1]
     with pytest.raises(UserError, match="reaches 65536 tokens already"):
         planned(twice, 65_536, kind=kind)
+
+
+FIRST_STAGES = {"ntk": {}, "theta": {"theta": 160_000}, "none": {}}
+
+
+@pytest.mark.parametrize("first", FIRST_STAGES)
+def test_yarn_behind_a_first_stage_turns_by_the_angles_of_its_own_definition(first: str, tmp_path: Path) -> None:
+    """YaRN (arXiv 2309.00071, eq. 23) from the first stage's base and length, whatever that one left in the file."""
+    planned(llama(), 16_384, kind=first, **FIRST_STAGES[first]).save_pretrained(tmp_path / "first")
+    before = AutoConfig.from_pretrained(tmp_path / "first")
+    config = planned(before, 65_536, kind="yarn")
+    config.save_pretrained(tmp_path / "second")
+
+    base = before.rope_parameters["rope_theta"]
+    steps = torch.arange(DIM // 2)
+    plain = base ** (-2 * steps.double() / DIM)
+
+    def channel(rotations: float) -> float:
+        """The pair of channels that turns so often within the original context."""
+        return DIM * math.log(16_384 / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = math.floor(channel(32)), math.ceil(channel(1))
+    divided = ((steps - low) / (high - low)).clamp(0, 1)
+    expected = plain * (1 - divided) + plain / 4 * divided
+    for found in (config, AutoConfig.from_pretrained(tmp_path / "second")):
+        heads = {"num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 8}
+        for name, value in heads.items():
+            setattr(found, name, value)
+        built = LlamaForCausalLM(found).model.rotary_emb
+        torch.testing.assert_close(built.inv_freq.double(), expected, rtol=1e-4, atol=0)
+        assert built.attention_scaling == pytest.approx(0.1 * math.log(4) + 1)
+        assert context(found) == 65_536
+
+
+@pytest.mark.parametrize("stated", [32_768, 40_960], ids=["qwen2.5", "qwen3"])
+def test_yarn_reaches_its_factor_times_the_original_whatever_the_stated_length(stated: int, tmp_path: Path) -> None:
+    """Qwen's published recipes: the factor is added to config.json, and max_position_embeddings stays what it was."""
+    angles = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32_768}
+    llama(max_position_embeddings=stated, rope_parameters=angles).save_pretrained(tmp_path)
+    published = AutoConfig.from_pretrained(tmp_path)
+    assert context(published) == 131_072
+    with pytest.raises(UserError, match="reaches 131072 tokens already"):
+        planned(published, 131_072, kind="yarn")
+    further = planned(published, 262_144, kind="yarn")
+    assert (further.rope_parameters["factor"], further.rope_parameters[STATED]) == (8, 32_768)
+    stage = planned(published, 131_072, kind="none")
+    assert (stage.rope_parameters, context(stage)) == (published.rope_parameters, 131_072)
+
+
+def test_linear_positions_with_a_stated_original(tmp_path: Path) -> None:
+    """The factor counts on top of a length that was not raised, and a stage at the length that is reached keeps it."""
+    angles = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
+    for published in (
+        llama(rope_parameters=angles),
+        llama(rope_parameters=angles, original_max_position_embeddings=OLD),
+    ):
+        assert context(published) == 4 * OLD
+        planned(published, 4 * OLD, kind="none").save_pretrained(tmp_path)
+        stage = AutoConfig.from_pretrained(tmp_path)
+        assert context(stage) == 4 * OLD
+        assert planned(stage, 8 * OLD).rope_parameters["factor"] == 8
+    assert context(planned(llama(), 100_000)) == 100_000  # factor 25 would be enough for 102,400
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_model_with_more_factor_than_it_needs_has_further_stages_at_its_length(kind: str) -> None:
+    first = planned(llama(), 8 * OLD, kind=kind, factor=16)
+    again = planned(first, 8 * OLD, kind="none")
+    assert (again.rope_parameters, again.max_position_embeddings) == (first.rope_parameters, 8 * OLD)
 
 
 @pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
