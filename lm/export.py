@@ -126,6 +126,11 @@ def _require_free(target: Path) -> None:
 
 def _read_trainee(path: Path, run: Any) -> FromScratch | Extension:
     try:
+        if "graft" in run and "evaluated_length" in run:
+            raise UserError(
+                f"{path.parent} is the first stage of a graft, which has no whole model: name the run's folder, "
+                f"{path.parent.parent}"
+            )
         if "graft" in run:  # what stage two started from lies in the run's folder, wherever that is now
             moved = run | {"train": run["train"] | {"output_dir": path.parent}}
             return GraftFile.model_validate(moved).trainee.tuning

@@ -204,7 +204,8 @@ def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> AnyRun:
 
 def _pretraining(tree: Tree) -> RunFile:
     run = _validated(RunFile, tree.values, tree)
-    size = _vocab_size(run, tree)
+    with placing(tree):
+        size = declared_vocab_size(run.data.tokenizer)
     given = run.model.vocab_size
     if given is not None and given < size:
         place = tree.origin(("model", "vocab_size"))
@@ -233,9 +234,14 @@ def _from_base(kind: type[FromBaseT], tree: Tree) -> FromBaseT:
             folder = tokenizer_folder(run.base, run.data.cache_dir)
         values = values | {"data": data | {"tokenizer": {"kind": "huggingface", "path": str(folder)}}}
     run = _validated(kind, values, tree)
-    tokens = _vocab_size(run, tree)
     with placing(tree):
-        run.trainee.check(tokens, run.longest_row)
+        run.trainee.check(declared_vocab_size(run.data.tokenizer), run.longest_row)
+        if isinstance(run, ExtensionFile) and run.extend is not None and run.measure is not None:
+            run.measure.check(run.trainee.base_context, run.extend.target_length)
+        if isinstance(run, GraftFile):
+            from lm.graft.regression_run import RegressionRun
+
+            RegressionRun.of(run)
     return run
 
 
@@ -256,11 +262,6 @@ def missing_sources(run: AnyRun, path: Path | str, overrides: Sequence[str] = ()
         except UserError as error:
             problems.append(placed(error, tree))
     return problems
-
-
-def _vocab_size(run: AnyRun, tree: Tree) -> int:
-    with placing(tree):
-        return declared_vocab_size(run.data.tokenizer)
 
 
 def to_yaml(run: AnyRun) -> str:

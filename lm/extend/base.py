@@ -21,6 +21,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from lm.data.cache import cached_folder
 from lm.data.fingerprint import digest
 from lm.errors import UserError, first_line
 from lm.extend import braid_base
@@ -76,13 +77,16 @@ def plan_config(config: PreTrainedConfig, extend: ExtendOptions | None, *, train
     if extend.attention == "shifted_short" and config.num_attention_heads < 2:
         raise UserError("extend.attention: shifted_short needs a base with two attention heads: choose full")
     rope = config.rope_parameters
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     covered = context(config)
     # Angles may be made for more than the model was trained on, and a further stage stays where it was trained.
     reached = int(config.max_position_embeddings) if extend.rope.kind == "none" else covered
     check_target(reached, extend.rope, extend.target_length)
     plan = plan_rope(
-        rope, covered, int(head_dim * rope.get("partial_rotary_factor", 1.0)), extend.rope, extend.target_length
+        rope,
+        covered,
+        int(_head_dim(config) * rope.get("partial_rotary_factor", 1.0)),
+        extend.rope,
+        extend.target_length,
     )
     planned = copy.deepcopy(config)
     if ORIGINAL in plan.parameters:
@@ -178,15 +182,17 @@ def tokenizer_folder(base: BaseOptions, cache_dir: Path) -> Path:
     own = Path(base.path).expanduser()
     if (own / "tokenizer.json").exists() and (own / "tokenizer_config.json").exists():
         return own
-    folder = cache_dir / f"tokenizer-of-{digest([str(own.resolve()), base.revision])}"
-    if not (folder / "tokenizer.json").exists():
+    changed = [(status := own.stat()).st_size, status.st_mtime_ns] if own.is_file() else []
+
+    def write(folder: Path) -> None:
         try:
             from_pretrained(AutoTokenizer, **place(base)).save_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"data.tokenizer: {base.path} brings none that can be read ({first_line(error)}): give one"
             ) from None
-    return folder
+
+    return cached_folder(cache_dir, f"tokenizer-of-{digest([str(own.resolve()), base.revision, *changed])}", write)
 
 
 def place(base: BaseOptions) -> dict[str, Any]:
@@ -196,6 +202,11 @@ def place(base: BaseOptions) -> dict[str, Any]:
         return {"place": str(path.parent), "gguf_file": path.name}
     place = str(path) if path.exists() else base.path
     return {"place": place, "revision": base.revision or "main"}
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    own: int | None = getattr(config, "head_dim", None)
+    return own or config.hidden_size // config.num_attention_heads
 
 
 def _refuse_unhandled(config: PreTrainedConfig) -> None:
@@ -216,6 +227,9 @@ def _refuse_unhandled(config: PreTrainedConfig) -> None:
         )
     if getattr(config, "attention_dropout", 0.0):
         raise UserError(f"{named} with attention_dropout {config.attention_dropout} is not handled: set it to 0")
+    value_width = getattr(config, "v_head_dim", None)
+    if value_width is not None and (getattr(config, "qk_nope_head_dim", None) or value_width != _head_dim(config)):
+        raise UserError(f"{named} with latent attention (v_head_dim {value_width}) is not handled")
     rope = getattr(config, "rope_parameters", None)
     if not rope or config.nested_rope_parameter_keys(rope):
         raise UserError(f"{named} has no single set of rotary positions, which is not handled")

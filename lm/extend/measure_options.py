@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from lm.errors import UserError
 from lm.options import Options
 
 MOST_LAST_TOKENS = 256
@@ -75,6 +76,15 @@ class MeasureOptions(Options):
             lengths.append(length)
             length *= 2
         return (*lengths, target_length)
+
+    def check(self, context: int, target_length: int) -> None:
+        """Raises UserError where the last tokens have no context at the shortest length. context: of the base."""
+        shortest = min(self.resolved_lengths(context, target_length))
+        if self.resolved_last_k(shortest) >= shortest:
+            raise UserError(
+                f"measure.last_k: given {self.last_k}; the shortest of measure.lengths is {shortest} tokens (half of "
+                "the base's context unless given): lower last_k, or give longer lengths"
+            )
 
     def resolved_last_k(self, shortest: int) -> int:
         """Targets behind each length, of which `shortest` is the least."""

@@ -33,9 +33,7 @@ def plan_extension(
     Each layer's activations but its input are computed again in backward, which is not counted as FLOPs; neither are
     adapters' own products.
     """
-    with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
+    model = _without_weights(config)
     if isinstance(config, BraidConfig):
         plan = make_plan(config.to_options(), sequence_length, dtype, shared)
     else:
@@ -46,6 +44,18 @@ def plan_extension(
         activation_bytes_per_token=plan.activation_bytes_per_token / len(plan.layers) + inputs * dtype.itemsize,
     )
     return plan if lora is None else _partly_frozen(plan, model, lora)
+
+
+def check_targets(config: PreTrainedConfig, lora: LoraOptions) -> None:
+    """Raises UserError for `lora.targets` that a model of this configuration does not have."""
+    target_names(_without_weights(config), lora)
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model
 
 
 def _plan(model: PreTrainedModel, mixer: Mixer[Any], length: int, dtype: torch.dtype, shared: Shared) -> Plan:

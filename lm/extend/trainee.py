@@ -18,7 +18,7 @@ from lm.extend import base
 from lm.extend.adapters import add_adapters, learning_rate_factors
 from lm.extend.model import extended, fingerprint
 from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
-from lm.extend.plan import plan_extension
+from lm.extend.plan import check_targets, plan_extension
 from lm.extend.stand_in import stand_in, stand_in_options
 from lm.hf import BraidConfig
 from lm.hf.loading import forget_gguf
@@ -50,9 +50,14 @@ class Extension:
         return base.read_config(self.base)
 
     @property
+    def base_context(self) -> int:
+        """Tokens that the base is made for."""
+        return base.context(self.config)
+
+    @property
     def context(self) -> int:
         """Tokens that the trained model is made for."""
-        return base.context(self.config) if self.extend is None else self.extend.target_length
+        return self.base_context if self.extend is None else self.extend.target_length
 
     @property
     def group_size(self) -> int | None:
@@ -66,13 +71,15 @@ class Extension:
         """
         base.check_quantization(self.base)
         base.check_vocabulary(self.config, tokens)
-        base.plan_config(self.config, self.extend, training=True)
+        planned = base.plan_config(self.config, self.extend, training=True)
         base.check_angles(self.config, sequence_length)
         if sequence_length > self.context:
             raise UserError(
                 f"data.sequence_length: {sequence_length} exceeds the base's context of {self.context}: shorten the "
                 "rows, or extend further with an extend section"
             )
+        if self.lora is not None:
+            check_targets(planned, self.lora)
 
     @property
     def options(self) -> ModelOptions:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_serializer
+from pydantic import Field, field_serializer, model_validator
 
 from lm.model.options import AnyMixer
 from lm.options import Options
@@ -24,6 +24,12 @@ class RegressionOptimizerOptions(OptimizerOptions):
         default=CosineSchedule(kind="cosine", warmup_steps=0.05, min_lr_ratio=0.0),
         description="Learning rate as a function of the step.",
     )
+
+    @model_validator(mode="after")
+    def _of_weights_that_are_there(self) -> Self:
+        if self.base_width is not None:
+            raise ValueError("base_width: a base has its weights already: remove it")
+        return self
 
 
 class RegressOptions(Options):

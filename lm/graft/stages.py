@@ -3,92 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from pydantic import Field
 from torch import nn
 
 from kernels.linear_cross_entropy import CrossEntropy
 from lm.data.prepare import prepare
 from lm.data.validation import Validation
 from lm.extend.model import ExtendedModel
-from lm.extend.options import BaseOptions
-from lm.graft.operation import Operation
-from lm.graft.options import GraftOptions
-from lm.graft.regression import Regression, RegressionModel
-from lm.graft.trainee import GRAFTED, Grafting
+from lm.graft.regression import RegressionModel
+from lm.graft.regression_run import GraftRun, RegressionRun
+from lm.graft.trainee import GRAFTED
 from lm.hf import BraidForCausalLM
 from lm.train import checkpoint, distributed
 from lm.train.attempt import Attempt
 from lm.train.distributed import World
 from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
-from lm.train.folder import Run, RunFolder
+from lm.train.folder import RunFolder
 from lm.train.hook import Hook
 from lm.train.loop import Training, train
 from lm.train.model_file import full_weights
-from lm.train.optimizer_options import OptimizerOptions
 from lm.train.periodic import Periodic
 from lm.train.precision import DTYPES
 from lm.train.progress import Progress
 from lm.train.report import load_report_data, save_report_data
-from lm.train.sections import Sections
 from lm.train.sharing import MicroBatch, forward_all
-
-REGRESSION = "regression"
-"""Below a run's folder: the folder of its first stage."""
-
-
-class GraftRun(Run, Protocol):
-    """What grafting reads of a run file (`lm.run_file.GraftFile`, a floor above)."""
-
-    @property
-    def base(self) -> BaseOptions: ...
-    @property
-    def graft(self) -> GraftOptions: ...
-    @property
-    def trainee(self) -> Grafting: ...
-
-
-class RegressionRun(Sections):
-    """Stage one of a run, as a run of its own below the other's folder."""
-
-    base: BaseOptions = Field(description="The original.")
-    graft: GraftOptions = Field(description="The new mixers.")
-    evaluated_length: int = Field(description="Tokens per held-out row, which are those of the whole run.")
-
-    @classmethod
-    def of(cls, run: GraftRun) -> RegressionRun:
-        """The first stage of a run. Batches, steps and optimizer are the graft section's."""
-        regress, train, folder = run.graft.regress, run.train, run.train.output_dir
-        own = {
-            "output_dir": folder / REGRESSION,
-            "steps": regress.steps,
-            "global_batch_tokens": regress.global_batch_tokens,
-            "gradient_clipping": None,  # layers learn apart from each other, and a norm over all would join them
-            "evaluate_every": None,
-            "keep_best": False,
-            "profile": tuple(step for step in train.profile if step <= regress.steps),
-            "stages": (),
-            "batch_warmup": None,
-        }
-        name = f"{run.log.name or folder.name}-{REGRESSION}"
-        return cls(
-            base=run.base,
-            graft=run.graft,
-            evaluated_length=run.data.sequence_length,
-            data=run.data.model_copy(update={"sequence_length": regress.sequence_length or run.data.sequence_length}),
-            train=train.model_copy(update=own),
-            optimizer=OptimizerOptions.model_validate(regress.optimizer.model_dump(exclude={"sink_lr"})),
-            deepspeed=run.deepspeed,
-            guard=run.guard,
-            log=run.log.model_copy(update={"name": name}),
-        )
-
-    @property
-    def trainee(self) -> Regression:
-        """The new mixers, for the training loop."""
-        return Regression(Operation(self.base, self.graft), self.train.seed)
 
 
 class RegressionTraining(Training):

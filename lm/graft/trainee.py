@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lm.data.tokenizers import Tokenizer
 from lm.extend.options import BaseOptions, LoraOptions
-from lm.extend.plan import plan_extension
+from lm.extend.plan import check_targets, plan_extension
 from lm.extend.trainee import Extension
 from lm.graft.operation import Operation
 from lm.graft.options import GraftOptions
@@ -56,6 +56,8 @@ class Grafting:
         tokens: of the run's tokenizer. sequence_length: of its rows.
         """
         self.operation.check(tokens, max(sequence_length, self.graft.regress.sequence_length or 0))
+        if self.lora is not None:
+            check_targets(BraidConfig.from_options(self.operation.after), self.lora)
 
     @property
     def options(self) -> ModelOptions:

@@ -10,13 +10,18 @@ from lm.verbs.verb import Verb
 
 
 def _measure(chosen: argparse.Namespace) -> None:
-    from lm.run_file import ExtensionFile, load_run_file
+    from lm.run_file import ExtensionFile, GraftFile, load_run_file
     from lm.train.folder import RunFolder
 
     config = RunFolder(chosen.run_folder).config
     if not config.is_file():
         raise UserError(f"{chosen.run_folder} is not a run's folder: it has no {config.name}")
     run = load_run_file(config, chosen.overrides)
+    if isinstance(run, GraftFile):
+        raise UserError(
+            f"{chosen.run_folder}: the run grafted a model, whose context stays: its report has the held-out losses "
+            "before and after"
+        )
     if not isinstance(run, ExtensionFile):
         raise UserError(f"{chosen.run_folder}: the run trained a model from scratch: there is no before to measure")
     from eval.before_after import measure

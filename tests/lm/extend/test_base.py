@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, T5Config
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    DeepseekV3Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    T5Config,
+)
 
+import lm.extend.base
 from lm.errors import UserError
 from lm.extend.base import tokenizer_folder
-from lm.extend.options import BaseOptions, ExtendOptions
+from lm.extend.options import BaseOptions, ExtendOptions, LoraOptions
 from lm.extend.trainee import Extension
 
-from .conftest import llama_config
+from .conftest import llama_config, save_base
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -43,6 +58,10 @@ def refusal(config: PreTrainedConfig, folder: Path, target: int = 512, tokens: i
         (
             Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1),
             "layers of type sliding_attention",
+        ),
+        (
+            DeepseekV3Config(**SMALL, num_key_value_heads=4, first_k_dense_replace=2),
+            r"latent attention (v_head_dim 128)",
         ),
         (LlamaConfig(**SMALL, attention_dropout=0.1), "attention_dropout 0.1"),
     ],
@@ -94,3 +113,58 @@ def test_the_tokenizer_of_a_base_is_its_own_folder_where_it_has_one(tmp_path: Pa
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (base / name).touch()
     assert tokenizer_folder(BaseOptions(path=str(base)), cache) == base
+
+
+def bare_tokenizer(folder: Path, words: int) -> None:
+    """A base whose folder lacks tokenizer_config.json, so that its tokenizer is written elsewhere."""
+    llama_config().save_pretrained(folder)
+    vocabulary = {"<s>": 0, "</s>": 1} | {f"word{i}": i + 2 for i in range(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_a_tokenizer_that_was_written_in_part_is_written_again(tmp_path: Path) -> None:
+    base, cache = BaseOptions(path=str(tmp_path / "base")), tmp_path / "cache"
+    bare_tokenizer(tmp_path / "base", 20)
+    file = tokenizer_folder(base, cache) / "tokenizer.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert tokenizer_folder(base, cache) == file.parent
+    assert file.read_bytes() == whole
+
+
+def test_processes_that_write_a_tokenizer_at_once_all_get_it_whole(tmp_path: Path) -> None:
+    base, cache = BaseOptions(path=str(tmp_path / "base")), tmp_path / "cache"
+    bare_tokenizer(tmp_path / "base", 20_000)
+    start = Barrier(8)
+
+    def read(_: int) -> int:
+        start.wait()
+        file = tokenizer_folder(base, cache) / "tokenizer.json"
+        return len(json.loads(file.read_text())["model"]["vocab"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, range(8))) == [20_002] * 8
+
+
+def test_a_file_that_is_replaced_has_another_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only GGUF files are single ones; what is in this one does not matter to where its tokenizer is kept."""
+    bare_tokenizer(tmp_path / "base", 20)
+    read = AutoTokenizer.from_pretrained(tmp_path / "base")
+    monkeypatch.setattr(lm.extend.base, "from_pretrained", lambda *_, **__: read)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"one")
+    base = BaseOptions(path=str(file))
+    first = tokenizer_folder(base, tmp_path / "cache")
+    assert tokenizer_folder(base, tmp_path / "cache") == first
+    file.write_bytes(b"another")
+    assert tokenizer_folder(base, tmp_path / "cache") != first
+
+
+@pytest.mark.parametrize("kind", ["tied", "braid"])
+def test_targets_that_the_base_does_not_have_are_refused_before_data_is_read(kind: str, tmp_path: Path) -> None:
+    save_base(kind, tmp_path)
+    lora = LoraOptions(targets=("w_proj",))
+    tuned = Extension(BaseOptions(path=str(tmp_path)), ExtendOptions(target_length=256), lora, torch.float32, 1e-3)
+    with pytest.raises(UserError, match=r"lora\.targets: 'w_proj': the base has no such linear layer"):
+        tuned.check(10, 8)

@@ -47,3 +47,11 @@ def test_only_an_extension_is_measured_and_within_its_target(run_path: Path) -> 
         load_run_file(run_path, ["extend=null", "data.sequence_length=64", "measure.windows=3"])
     with pytest.raises(UserError, match=r"a length of 512, which exceeds extend.target_length 256"):
         load_run_file(run_path, ["measure.passkey.lengths=[512]"])
+
+
+@pytest.mark.parametrize("base_folder", ["tied"], indirect=True)
+def test_last_tokens_need_a_context_at_the_lengths_that_follow_from_the_base(run_path: Path) -> None:
+    """The base has 64 tokens, so the shortest length is 32; without passkey nothing at all would be measured there."""
+    load_run_file(run_path, ["measure.last_k=31"])
+    with pytest.raises(UserError, match=r"command line.*measure\.last_k: given 32; the shortest .* is 32 tokens"):
+        load_run_file(run_path, ["measure={last_k: 32, passkey: null}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def test_it_resolves_to_a_file_that_loads_back_equal(run_path: Path, tmp_path: P
         ("graft.regress.sequence_length=256", "rows of 256 exceed the base's context of 128"),
         ("extend.target_length=256", "extend: a graft keeps the base's context"),
         ("base.quantization=nf4", "base.quantization: nf4 is not for grafting"),
+        ("graft.regress.optimizer.base_width=64", "graft.regress.optimizer.base_width: a base has its weights already"),
+        ("lora.targets=[w_proj]", "lora.targets: 'w_proj': the base has no such linear layer. Did you mean"),
         ("lora.rnk=4", "lora.rnk: unknown key. Did you mean 'rank'?"),
     ],
 )
@@ -50,6 +53,30 @@ def test_mistakes_are_named(run_path: Path, override: str, message: str) -> None
         load_run_file(run_path, [override])
     assert message in str(error.value)
     assert str(error.value).startswith(f"command line, {override.split('=')[0]}") or "graft.yaml:" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.sequence_parallel=32", "graft.regress.sequence_length=16"],
+            "graft.regress: train.sequence_parallel is 32, more than graft.regress.sequence_length 16",
+        ),
+        (
+            [
+                "graft.regress.optimizer.kind=muon",
+                "deepspeed.zero_stage=3",
+                "deepspeed.zero_optimization.offload_optimizer={device: nvme, nvme_path: /tmp}",
+            ],
+            "graft.regress: graft.regress.optimizer.kind muon gathers pieces of the master weights",
+        ),
+    ],
+)
+def test_what_stage_one_alone_cannot_do_is_said_before_anything_runs(
+    run_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_run_file(run_path, overrides)
 
 
 def test_a_graft_needs_a_base(run_path: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from lm.data.prepare import prepare
 from lm.errors import UserError
 from lm.export import export_run
 from lm.graft.regression import RegressionModel
-from lm.graft.stages import RegressionRun, RegressionTraining, graft
+from lm.graft.regression_run import RegressionRun
+from lm.graft.stages import RegressionTraining, graft
 from lm.model.documents import Documents
 from lm.run_file import GraftFile, load_run_file
 from lm.train.data_phase import require_whole_rows
@@ -259,3 +260,14 @@ def test_two_ranks_graft_as_one(finished: Path, run_path: Path, tmp_path: Path) 
     for stage in (".", "regression"):
         two, one = (read_metrics(folder / stage / "metrics.jsonl") for folder in (tmp_path, finished))
         assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-4)
+
+
+def test_folders_of_a_graft_are_told_apart_from_others(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["measure", str(finished)]) == 2
+    assert "the run grafted a model, whose context stays: its report has" in capsys.readouterr().err
+    assert main(["export", str(finished / "regression"), str(tmp_path / "exported")]) == 2
+    said = capsys.readouterr().err
+    assert f"the first stage of a graft, which has no whole model: name the run's folder, {finished}" in said
+    assert "pydantic" not in said
