@@ -19,6 +19,8 @@ from kernels.native.tensors import VECTOR, refuses_tensors
 __all__ = ["refuses", "run", "unavailable"]
 
 MAX_DIM = 256
+SCRATCH_BYTES = 1 << 28
+"""What the backward may always take for gradients of the queries that threads sum up apart from each other."""
 
 
 class _Matrix(ctypes.Structure):
@@ -92,7 +94,7 @@ class _Function(torch.autograd.Function):
         grad_score = None if score is None else torch.empty_like(score)
         grad_value = None if value is None else q.new_empty(value.shape)
         scratch = q.new_empty(2, q.shape[1], q.shape[0])
-        call.segments = _segments(k.shape[0], k.shape[1])
+        call.segments = _segments(q, k)
         parts = q.new_zeros(call.segments - 1, *q.shape)
         call.grad_out, call.grad_value = _matrix(grad_out), _matrix(grad_value)
         call.grad_q, call.grad_k, call.grad_v = map(_matrix, (grad_q, grad_k, grad_v))
@@ -106,12 +108,18 @@ class _Function(torch.autograd.Function):
         return grad_q, grad_k, grad_v, *extras, None, None
 
 
-def _segments(keys: int, kv_heads: int) -> int:
-    """Into how many ranges the keys are divided: one where the heads alone keep all threads busy."""
+def _segments(q: Tensor, k: Tensor) -> int:
+    """Into how many ranges the keys are divided: one where the heads alone keep all threads busy.
+
+    Each range but one needs a copy of the queries' gradient. Beyond SCRATCH_BYTES these take no more than the call
+    holds anyway (q, out, k, v and their gradients), even if some threads of a large machine then have nothing to do.
+    """
+    keys, kv_heads = k.shape[:2]
     threads = torch.get_num_threads()
-    if kv_heads % threads == 0:
+    if kv_heads % threads == 0 or not q.numel():
         return 1
-    return max(1, min(-(-2 * threads // kv_heads), keys // 64))
+    copies = max(SCRATCH_BYTES // (4 * q.numel()), 4 * (q.numel() + k.numel()) // q.numel())
+    return max(1, min(-(-2 * threads // kv_heads), keys // 64, 1 + copies))
 
 
 def _call(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.interval_attention import Intervals, default, interval_attention
-from kernels.interval_attention.cpp_attention import refuses, run
+from kernels.interval_attention.cpp_attention import SCRATCH_BYTES, _segments, refuses, run
 from kernels.interval_attention.reference import reference_attention
 
 pytestmark = pytest.mark.usefixtures("cpp_kernels")
@@ -57,6 +57,20 @@ def test_the_number_of_threads_changes_no_bit_forward_and_the_same_number_none_b
         found.append((out, lse, [x.grad for x in leaves]))
     assert all(out.equal(found[0][0]) and lse.equal(found[0][1]) for out, lse, _ in found)
     assert all(a.equal(b) for a, b in zip(found[1][2], found[2][2], strict=True))
+
+
+@pytest.mark.parametrize("threads", [2, 6, 16, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (32, 8), (32, 1), (3, 3)])
+@pytest.mark.parametrize("tokens", [64, 1024, 16_384, 131_072])
+def test_scratch_of_the_backward_is_bounded_on_any_number_of_threads(
+    tokens: int, heads: int, kv_heads: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    q, k = (torch.empty(tokens, count, 128, device="meta") for count in (heads, kv_heads))
+    segments, held = _segments(q, k), 4 * (q.nbytes + k.nbytes)
+    assert (segments - 1) * q.nbytes <= max(SCRATCH_BYTES, held)
+    busy = kv_heads % threads == 0 or segments * kv_heads >= 2 * threads
+    assert busy or segments == tokens // 64 or segments * q.nbytes > max(SCRATCH_BYTES, held)
 
 
 def test_strided_inputs() -> None:
