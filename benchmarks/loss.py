@@ -28,12 +28,12 @@ def main(quick: bool, tokens: int | None, clock: Clock, save: Save) -> None:
     targets = torch.randint(VOCAB, (count,), generator=random).to(device())
 
     def ours() -> None:
-        hidden.grad = weight.grad = None
         linear_cross_entropy(hidden, weight, targets).loss.backward()
+        hidden.grad = weight.grad = None  # of the run's own memory
 
     def theirs() -> None:
-        hidden.grad = weight.grad = None
         F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum").backward()
+        hidden.grad = weight.grad = None
 
     runs = {OURS: ours, PEER: theirs}
     with under_way(f"{count:,} tokens"):

@@ -111,13 +111,16 @@ def _give_back_free_memory() -> None:
 
 
 def forward_and_backward(call: Callable[[], Tensor], leaves: list[Tensor]) -> Run:
-    """A run of `call` and of its backward pass with a gradient of ones; `leaves` are freed of their gradients."""
+    """A run of `call` and of its backward pass with a gradient of ones; `leaves` are freed of their gradients after it.
+
+    So a run begins with nothing of the one before, and its gradients count as memory of its own.
+    """
 
     def run() -> None:
-        for leaf in leaves:
-            leaf.grad = None
         out = call()
         out.backward(torch.ones_like(out))
+        for leaf in leaves:
+            leaf.grad = None
 
     return run
 

@@ -1,13 +1,16 @@
-"""The types of a command line's words. Each says what it takes; argparse adds the option's name."""
+"""The types of a command line's words. Each says what it takes; argparse adds the option's name.
+
+And what is said of options that do not go with the others.
+"""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import TypeVar
 
-from lm.errors import did_you_mean
+from lm.errors import UserError, did_you_mean
 
 NumberT = TypeVar("NumberT", int, float)
 
@@ -84,6 +87,13 @@ def one_of(known: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return choose
+
+
+def refuse(chosen: Namespace, names: Iterable[str], owner: str) -> None:
+    """Raises UserError for options of these names that were given, and would change nothing: they are for `owner`."""
+    values = {f"--{name.replace('_', '-')}": getattr(chosen, name) for name in names}
+    if given := [name for name, value in values.items() if value is not None and value is not False]:
+        raise UserError(f"braid {chosen.verb}: {', '.join(given)} is for {owner}")
 
 
 def _number(

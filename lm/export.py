@@ -23,6 +23,7 @@ from lm.errors import UserError
 from lm.extend import export as extension_export
 from lm.extend.trainee import Extension
 from lm.hf.export import Training, export_model, in_memory
+from lm.hf.loading import whole_weights
 from lm.hf.tokenizer import fast_tokenizer
 from lm.model.options import ModelOptions
 from lm.run_file import ExtensionFile, GraftFile
@@ -167,7 +168,8 @@ def _final_weights(folder: Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise UserError(f"{folder} no longer holds the weights of the finished run")
-    return {name: tensor for path in files for name, tensor in load_file(path).items()}
+    with whole_weights(folder):
+        return {name: tensor for path in files for name, tensor in load_file(path).items()}
 
 
 def _tokenizer(options: DataOptions, trained_on: str) -> Tokenizer:

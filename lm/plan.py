@@ -149,16 +149,19 @@ def make_plan(
     )
 
 
-def rank_memory(plan: Plan, *, zero_stage: int, world_size: int, micro_batch_size: int, dtype: torch.dtype) -> Memory:
+def rank_memory(
+    plan: Plan, *, zero_stage: int, world_size: int, micro_batch_size: int, dtype: torch.dtype, average: bool = False
+) -> Memory:
     """Memory of one rank under DeepSpeed's AdamW with fp32 master weights (arXiv 1910.02054, section 3).
 
-    The two moments and, except for fp32 without ZeRO, a separate fp32 copy of the weights count as the optimizer's.
+    The two moments and, except for fp32 without ZeRO, a separate fp32 copy of the weights count as the optimizer's, and
+    so does the moving average of the weights, where there is one.
     ZeRO 1 divides these over the ranks, 2 the gradients too, 3 the weights too.
     """
     shares = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
     master = 0 if dtype == torch.float32 and zero_stage == 0 else 4
     trained = plan.parameters - plan.frozen_parameters
-    sizes = (plan.parameters * dtype.itemsize, trained * dtype.itemsize, trained * (8 + master))
+    sizes = (plan.parameters * dtype.itemsize, trained * dtype.itemsize, trained * (8 + master + 4 * average))
     weights, gradients, optimizer = (-(-size // share) for size, share in zip(sizes, shares, strict=True))
     tokens = -(-micro_batch_size * plan.sequence_length // plan.shared.ranks)
     logits = min(tokens, LOGITS_CHUNK) * plan.vocab_size * 4

@@ -32,6 +32,7 @@ def plan_run(run: AnyRun, world_size: int) -> tuple[Plan, Memory]:
             world_size=world_size,
             micro_batch_size=span.micro_batch_size,
             dtype=dtype,
+            average=run.train.average_decay is not None,
         )
         for span in run.timeline.spans
     ]

@@ -6,6 +6,7 @@ and mappings. The surprises of YAML 1.1 are left out: `off` and `no` are strings
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from lm.errors import UserError, did_you_mean
 
 KeyPath = tuple[str | int, ...]
 
+_NO_YAML = ("*", "@", "%", "`")
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
@@ -89,6 +91,12 @@ class Tree:
     def knows(self, path: KeyPath) -> bool:
         """Whether this key path was written, in the file or on the command line."""
         return path in self.lines or path in self.overrides
+
+    def forget_below(self, path: KeyPath) -> None:
+        """Forgets where the keys below one were written, which has got another value."""
+        for written in (self.lines, self.overrides):
+            for key in [key for key in written if len(key) > len(path) and key[: len(path)] == path]:
+                del written[key]  # type: ignore[attr-defined]
 
 
 def read_tree(file: Path, overrides: Sequence[str] = ()) -> Tree:
@@ -177,7 +185,8 @@ def _apply(tree: Tree, override: str) -> None:
     keys = dotted_key.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"{where}: an override is written key=value, for example train.steps=10")
-    value, _ = _parse(text, where)
+    # Nothing on a command line can be referred to, so such words are globs and names.
+    value = text if text.startswith(_NO_YAML) else _parse(text, where)[0]
     path: list[str | int] = []
     place: Any = tree.values
     for key in keys[:-1]:
@@ -185,10 +194,12 @@ def _apply(tree: Tree, override: str) -> None:
         path.append(step)
         if isinstance(place, dict) and place.get(key) is None:
             place[key] = {}
+        place[step] = copy.copy(place[step])  # by an alias it may stand elsewhere, too
         place = place[step]
     last = _step(place, keys[-1], where, path)
     place[last] = value
     path.append(last)
+    tree.forget_below(tuple(path))
     tree.overrides[tuple(path)] = override
 
 

@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[1] / "configs" / "slurm.sbatch"
 STAND_INS = {
-    "srun": '#!/bin/bash\nshift\nSLURM_NNODES=2 exec "$@"\n',
+    "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_NNODES=2 exec "$@"\n',
     "scontrol": '#!/bin/bash\n[ "$1" = show ] && printf "n1\\nn2\\n" || echo "$@" > "$SAID/scontrol"\n',
     "torchrun": """#!/bin/bash
 echo "$@" > "$SAID/torchrun"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.arguments import lengths, one_of, words
+from lm.arguments import lengths, one_of, refuse, words
 from lm.errors import UserError, did_you_mean
 from lm.verbs.verb import Verb
 
@@ -50,11 +50,29 @@ WHAT: dict[str, Callable[[argparse.Namespace, Clock, Save], None]] = {
 }
 
 
+OPTIONS = {
+    "lengths": ("mixers", "decode", "train", "loss"),
+    "only": ("mixers", "train"),
+    "forward": ("mixers",),
+    "quick": tuple(WHAT),
+    "json": tuple(WHAT),
+    "cpu_time": tuple(WHAT),
+    "output": ("report",),
+}
+"""Which benchmarks take which options."""
+ONE_LENGTH = ("decode", "loss")
+
+
 def _bench(chosen: argparse.Namespace) -> None:
+    for name, takers in OPTIONS.items():
+        if chosen.what not in takers:
+            refuse(chosen, [name], ", ".join(takers))
+    if chosen.what in ONE_LENGTH and len(chosen.lengths or ()) > 1:
+        raise UserError(f"braid bench {chosen.what}: --lengths takes one length here")
     if chosen.what == "report":
         from benchmarks import report
 
-        report.main(chosen.files, chosen.output)
+        report.main(chosen.files, chosen.output or Path("docs"))
     else:
         from benchmarks.measure import CPU, WALL, write_figures
 
@@ -102,9 +120,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="count CPU time, which other processes disturb less; with OMP_NUM_THREADS=1",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("docs"), metavar="DIR", help="report: where the curves go (default: docs)"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="report: where the curves go (default: docs)")
 
 
 VERBS = {

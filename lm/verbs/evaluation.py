@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm.arguments import lengths, not_negative, one_of, positive, two_or_more, words
+from lm.arguments import lengths, not_negative, one_of, positive, refuse, two_or_more, words
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
@@ -36,16 +35,16 @@ def _eval(chosen: argparse.Namespace) -> None:
     if chosen.harness:
         _harness(chosen, output)
         return
-    _refuse(chosen, (*_HARNESS, *_HARNESS_FLAGS), "--harness")
+    refuse(chosen, (*_HARNESS, *_HARNESS_FLAGS), "--harness")
     if chosen.longbench is None:
-        _refuse(chosen, _LONGBENCH, "--longbench")
-        _refuse(chosen, ["apply_chat_template"], "--longbench and --harness")
+        refuse(chosen, _LONGBENCH, "--longbench")
+        refuse(chosen, ["apply_chat_template"], "--longbench and --harness")
     else:
-        _refuse(chosen, ["seed", "haystack", "squad", "hotpotqa"], "the offline suite")
+        refuse(chosen, ["seed", "haystack", "squad", "hotpotqa"], "the offline suite")
     if chosen.perplexity is None:
-        _refuse(chosen, _TEXTS, "--perplexity")
+        refuse(chosen, _TEXTS, "--perplexity")
     elif not chosen.tasks and chosen.longbench is None:
-        _refuse(chosen, _TASKS, "--tasks")
+        refuse(chosen, _TASKS, "--tasks")
     from eval.entry import ModelChoice, evaluate
     from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions, LongBenchOptions
 
@@ -67,7 +66,7 @@ def _eval(chosen: argparse.Namespace) -> None:
 
 
 def _harness(chosen: argparse.Namespace, output: Path) -> None:
-    _refuse(chosen, (*_SUITE, *_LONGBENCH), "the offline suite or LongBench, not for --harness")
+    refuse(chosen, (*_SUITE, *_LONGBENCH), "the offline suite or LongBench, not for --harness")
     from eval.entry import ModelChoice, harness
     from eval.harness import HarnessOptions
 
@@ -77,15 +76,8 @@ def _harness(chosen: argparse.Namespace, output: Path) -> None:
     harness(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, output)
 
 
-def _refuse(chosen: argparse.Namespace, names: Sequence[str], owner: str) -> None:
-    """Raises UserError for options that would change nothing."""
-    values = {f"--{name.replace('_', '-')}": getattr(chosen, name) for name in names}
-    if given := [name for name, value in values.items() if value is not None and value is not False]:
-        raise UserError(f"braid eval: {', '.join(given)} is for {owner}")
-
-
 def _compare(chosen: argparse.Namespace) -> None:
-    _refuse(chosen, (*_MODEL, *_SUITE, *_LONGBENCH, *_HARNESS, *_HARNESS_FLAGS), "evaluating a model")
+    refuse(chosen, (*_MODEL, *_SUITE, *_LONGBENCH, *_HARNESS, *_HARNESS_FLAGS), "evaluating a model")
     if len(chosen.results) < 2:
         raise UserError("braid eval compare DIR DIR ...: name at least two folders of results")
     from eval.entry import compare

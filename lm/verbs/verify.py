@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from lm.arguments import positive
@@ -19,7 +20,7 @@ def _verify(chosen: argparse.Namespace) -> None:
     config = chosen.run_folder / RUN_FILE
     if not config.is_file():
         raise UserError(f"{chosen.run_folder} is not the folder of a run: it has no {RUN_FILE}")
-    own = [f"train.output_dir={chosen.run_folder}", "log.wandb=disabled"]
+    own = [f"train.output_dir={json.dumps(str(chosen.run_folder))}", "log.wandb=disabled"]
     verdict = verify(load_run_file(config, [*own, *chosen.overrides]), chosen.step)
     distributed.leave_at_exit()
     if distributed.launched_rank() == 0:

@@ -135,6 +135,9 @@ def test_state_memory_follows_the_zero_stage(
     memory = rank_memory(plan, zero_stage=stage, world_size=world, micro_batch_size=1, dtype=dtype)
     found = (memory.parameters, memory.gradients, memory.optimizer)
     assert found == pytest.approx([plan.parameters * size for size in bytes_per_parameter], abs=1)
+    averaged = rank_memory(plan, zero_stage=stage, world_size=world, micro_batch_size=1, dtype=dtype, average=True)
+    own = plan.parameters * 4 / (world if stage else 1)
+    assert averaged.optimizer - memory.optimizer == pytest.approx(own, abs=1)
 
 
 @pytest.mark.parametrize("layers", ["rat*2", "local*2", "s2 ls", "global*2", "conv*2"])

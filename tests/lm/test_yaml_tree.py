@@ -128,6 +128,26 @@ def test_a_broken_file_is_named_with_its_fault(write: Any, text: str, says: str)
     assert says in str(caught.value)
 
 
+def test_an_override_changes_one_place_of_what_an_alias_shares(write: Any) -> None:
+    path = write("a: &a {x: 1, y: {z: 1}}\nb: *a\nc:\n  <<: *a\nd: [*a, *a]\n")
+    values = read_tree(path, ["b.x=2", "c.y.z=3", "d.1.y.z=4"]).values
+    plain = {"x": 1, "y": {"z": 1}}
+    assert values["a"] == plain
+    assert values["b"] == plain | {"x": 2}
+    assert values["c"] == plain | {"y": {"z": 3}}
+    assert values["d"] == [plain, plain | {"y": {"z": 4}}]
+
+
+def test_what_an_override_replaces_is_written_nowhere_any_more(write: Any) -> None:
+    tree = read_tree(write("a:\n- {b: 1}\n"), ["a.0.b=2", "a=[{c: 3}]"])
+    assert tree.origin(("a", 0, "c")) == tree.origin(("a", 0, "b")) == "command line, a=[{c: 3}]"
+
+
+@pytest.mark.parametrize("text", ["*.jsonl", "*/x.txt", "@home", "%s"])
+def test_globs_need_no_quotes_on_a_command_line(write: Any, text: str) -> None:
+    assert read_tree(write("a: 1\n"), [f"a={text}"]).values == {"a": text}
+
+
 def test_a_missing_file_suggests_its_neighbour(write: Any) -> None:
     path = write("a: 1")
     with pytest.raises(UserError, match=r"no such run file\. Did you mean '.*run\.yaml'\?"):
