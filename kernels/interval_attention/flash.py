@@ -17,7 +17,7 @@ from kernels.interval_attention.intervals import Intervals
 from kernels.interval_attention.joint import joint_attention
 
 MAX_HEAD_DIM = 256
-MAX_HEADS = 65535  # of one call: a dimension of the kernel's grid
+MAX_GRID = 65535  # heads, and sequences, of one call: two dimensions of the kernel's grid
 
 
 class Varlen(Protocol):
@@ -90,8 +90,11 @@ def _refuses(q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, *_: Any) -> 
         calls = _calls(intervals, len(k))
     except ValueError as error:
         return str(error)
-    if any(call is not None and call.pack * q.shape[1] > MAX_HEADS for call in calls):
-        return "too many queries see the same keys"
+    for call in calls:
+        if call is not None and call.pack * q.shape[1] > MAX_GRID:
+            return "too many queries see the same keys"
+        if call is not None and len(call.cu_rows) - 1 > MAX_GRID:
+            return f"the queries fall into {len(call.cu_rows) - 1} sequences, it takes {MAX_GRID}"
     return None
 
 
@@ -141,7 +144,7 @@ class _Flash:
     ) -> Gradients:
         grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
         for group in _groups(intervals, q, k):
-            part_q, part_k, part_v = self.varlen.backward(
+            part_q, part_k, part_v = self._backward(
                 group.pack(grad_out, once=True),
                 *(group.pack(q), group.take(k), group.take(v), group.pack(out)),
                 *(group.pack(lse).t().contiguous(), group.call, scale),
@@ -150,6 +153,31 @@ class _Flash:
             group.give(grad_k, part_k)
             group.give(grad_v, part_v)
         return grad_q, grad_k, grad_v
+
+    def _backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        call: VarlenCall,
+        scale: float,
+    ) -> Gradients:
+        """As `Varlen.backward`, part by part: no two sequences share a row or a key."""
+        if not call.parts:
+            return self.varlen.backward(grad_out, q, k, v, out, lse, call, scale)
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for part in call.parts:
+            rows, keys = part.rows, part.keys
+            found = self.varlen.backward(
+                *(grad_out[rows], q[rows], k[keys], v[keys], out[rows]),
+                *(lse[:, rows].contiguous(), part.call, scale),
+            )
+            for grad, place, values in zip(grads, (rows, keys, keys), found, strict=True):
+                grad[place] = values
+        return grads
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ that nobody sees are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from kernels.interval_attention.intervals import Intervals
 from kernels.interval_attention.plan import Bounds
 
 MAX_WASTE = 2  # places of a call over all queries
+PADDING = 128  # rows that FlashAttention-2's backward adds to each sequence, in the float32 gradient that it sums in
+MAX_PADDED = 3  # places of a part with their padding, over all queries or MIN_QUERIES, whichever is more
+MIN_QUERIES = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,7 @@ class VarlenCall:
     keys: [K] int64, the keys in use; None where all are.
     cu_rows, cu_keys: [B + 1] int32, where sequences begin and end. max_rows, max_keys: the longest ones.
     window: how many keys a row sees at most; None is no limit.
+    parts: calls that do the same, for a backward whose padding would take much memory; empty where one call will do.
     """
 
     pack: int
@@ -41,6 +47,16 @@ class VarlenCall:
     max_rows: int
     max_keys: int
     window: int | None
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the sequences of a call: its rows and keys, and the call that takes them."""
+
+    rows: slice
+    keys: slice
+    call: VarlenCall
 
 
 def plan_calls(intervals: Intervals, num_keys: int) -> list[VarlenCall | None]:
@@ -71,16 +87,36 @@ def _plan_group(start: Bounds, end: Bounds, num_keys: int, device: torch.device)
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(device)
 
-    return VarlenCall(
-        pack,
-        None if in_order else tensor(places),
-        None if in_order else tensor((place < row_sizes[:, None]).ravel()),
-        None if cu_keys[-1] == num_keys else tensor(np.r_[*map(np.arange, first_keys, stop_keys)]),
-        tensor(cu_rows.astype(np.int32)),
-        tensor(cu_keys.astype(np.int32)),
-        int(np.diff(cu_rows).max()),
-        int(np.diff(cu_keys).max()),
-        _window(start, end, firsts),
+    whole = _call(cu_rows, cu_keys, _window(start, end, firsts), device)
+    return replace(
+        whole,
+        pack=pack,
+        places=None if in_order else tensor(places),
+        real=None if in_order else tensor((place < row_sizes[:, None]).ravel()),
+        keys=None if cu_keys[-1] == num_keys else tensor(np.r_[*map(np.arange, first_keys, stop_keys)]),
+        parts=_parts(cu_rows, cu_keys, MAX_PADDED * max(num_queries, MIN_QUERIES) / pack, whole),
+    )
+
+
+def _call(cu_rows: Bounds, cu_keys: Bounds, window: int | None, device: torch.device) -> VarlenCall:
+    rows, keys = (torch.from_numpy(bounds.astype(np.int32)).to(device) for bounds in (cu_rows, cu_keys))
+    return VarlenCall(1, None, None, None, rows, keys, int(np.diff(cu_rows).max()), int(np.diff(cu_keys).max()), window)
+
+
+def _parts(cu_rows: Bounds, cu_keys: Bounds, max_padded: float, whole: VarlenCall) -> tuple[Part, ...]:
+    """Parts of about equally many rows, padding included, and as few as may be of `max_padded` and one sequence."""
+    padded = cu_rows + PADDING * np.arange(len(cu_rows))
+    count = math.ceil(padded[-1] / max_padded)
+    cuts = np.unique(np.searchsorted(padded, np.linspace(0, padded[-1], count + 1)))
+    if len(cuts) == 2:
+        return ()
+    return tuple(
+        Part(
+            slice(int(cu_rows[a]), int(cu_rows[b])),
+            slice(int(cu_keys[a]), int(cu_keys[b])),
+            _call(cu_rows[a : b + 1] - cu_rows[a], cu_keys[a : b + 1] - cu_keys[a], whole.window, whole.cu_rows.device),
+        )
+        for a, b in pairwise(cuts)
     )
 
 

@@ -78,9 +78,8 @@ def _attention(device: str) -> Any:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(
-        flex_attention, fullgraph=True
-    )  # with fullgraph, more variants than the limit are an error
+    # With fullgraph, more variants than the limit are an error.
+    compiled = torch.compile(flex_attention, fullgraph=True)
     return torch._dynamo.config.patch(recompile_limit=MAX_VARIANTS)(compiled)
 
 

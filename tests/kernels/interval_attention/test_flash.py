@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.interval_attention import backends, interval_attention
+from kernels.interval_attention import Intervals, backends, flash_plan, interval_attention
 from kernels.interval_attention.flash import FLASH, PyTorchVarlen, flash_attention
 from kernels.interval_attention.flash_plan import VarlenCall, plan_calls
 from kernels.interval_attention.flash_reference import PlainVarlen
@@ -35,6 +35,33 @@ def test_equals_the_definition(
 @pytest.mark.parametrize("n", [30, 33, 64])
 def test_bfloat16(n: int, make_case: Callable[..., Any], assert_agrees: Callable[..., None]) -> None:
     assert_agrees(run, make_case("finals", n, extras=2, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backward_in_parts_equals_the_definition(
+    kind: str, make_case: Callable[..., Any], assert_agrees: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash_plan, "MIN_QUERIES", 1)
+    intervals, tensors = make_case(kind, 61, (1, 2), 3, extras=2)
+    assert_agrees(run, (intervals, tensors))
+    calls = plan_calls(intervals, len(tensors[1]))
+    several = any(len(call.cu_rows) > 2 for call in calls if call is not None)
+    assert any(call.parts for call in calls if call is not None) == several
+
+
+def test_memory_of_the_backward_is_bounded() -> None:
+    """RAT over packed documents: rows of few queries each would be padded to many times the queries."""
+    documents, length, chunk = 256, 256, 64
+    token = torch.arange(documents * length)
+    start = token // length * (length // chunk)
+    end = start + token % length // chunk
+    (call,) = plan_calls(Intervals(start[None], end, (2,)), documents * length // chunk)
+    assert call is not None
+    padded = [
+        (part.rows.stop - part.rows.start + 128 * (len(part.call.cu_rows) - 1)) * call.pack for part in call.parts
+    ]
+    assert sum(padded) > 32 * len(token)
+    assert max(padded) < 3.2 * len(token)
 
 
 def test_rows_that_see_nothing_in_a_call() -> None:
@@ -94,3 +121,6 @@ def test_what_it_does_not_serve_is_said(make_case: Callable[..., Any]) -> None:
     assert refusal(k) == "it runs on cuda, the tensors are on cpu"
     anything, (_, k, v) = make_case("any order", 61)
     assert "neither move on by one key" in str(FLASH.refuses(OnGpu(), k, v, anything))
+    token = torch.arange(65536)
+    alone, keys = Intervals(token[None], token + 1, (2,)), torch.empty(65536, 2, 64, device="meta")
+    assert FLASH.refuses(OnGpu(), keys, keys, alone) == "the queries fall into 65536 sequences, it takes 65535"
