@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from kernels import interval_attention
 from lm.data.prepare import prepare
 from lm.errors import UserError
 from lm.export import export_run
@@ -62,6 +63,19 @@ def test_a_run_learns_resumes_and_is_exported(run_path: Path, tmp_path: Path, st
     train(load_run_file(run_path, zero))
     assert exact(out) == whole
     assert older.exists()
+
+
+@pytest.mark.usefixtures("cpp_kernels")
+@pytest.mark.parametrize("base_folder", ["tied", "braid"], indirect=True)
+def test_a_kernel_that_refuses_the_bases_heads_ends_the_run_before_it_reads_data(
+    run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BRAID_ATTENTION_BACKEND", raising=False)
+    run = load_run_file(run_path, ["train.attention_backend=cpp", "train.precision=bf16"])
+    with pytest.raises(UserError, match=r"^train\.attention_backend: .*'cpp' cannot serve this call: "):
+        train(run)
+    interval_attention.prefer(None)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("base_folder", ["untied"], indirect=True)

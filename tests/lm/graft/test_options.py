@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lm.errors import UserError
+from lm.graft.stages import RegressionRun
 from lm.run_file import GraftFile, load_run_file, to_yaml
 
 
@@ -77,6 +78,13 @@ def test_what_stage_one_alone_cannot_do_is_said_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         load_run_file(run_path, overrides)
+
+
+def test_kernels_are_asked_in_both_stages_what_the_new_mixers_ask(run_path: Path) -> None:
+    run = load_run_file(run_path)
+    assert isinstance(run, GraftFile)
+    for stage in (run, RegressionRun.of(run)):
+        assert stage.trainee.options == run.trainee.operation.after
 
 
 def test_a_graft_needs_a_base(run_path: Path, tmp_path: Path) -> None:
