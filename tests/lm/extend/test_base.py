@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -133,18 +135,28 @@ def test_a_tokenizer_that_was_written_in_part_is_written_again(tmp_path: Path) -
     assert file.read_bytes() == whole
 
 
-def test_processes_that_write_a_tokenizer_at_once_all_get_it_whole(tmp_path: Path) -> None:
+def test_a_tokenizer_that_several_ask_for_at_once_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand for ranks: the lock is of the open file, and each opens its own."""
     base, cache = BaseOptions(path=str(tmp_path / "base")), tmp_path / "cache"
-    bare_tokenizer(tmp_path / "base", 20_000)
-    start = Barrier(8)
+    bare_tokenizer(tmp_path / "base", 20)
+    start, made = Barrier(4), []
 
-    def read(_: int) -> int:
+    def read_slowly(kind: Any, place: str, **_: Any) -> Any:
+        made.append(place)
+        time.sleep(0.2)
+        return kind.from_pretrained(place)
+
+    def ask(_: int) -> int:
         start.wait()
         file = tokenizer_folder(base, cache) / "tokenizer.json"
         return len(json.loads(file.read_text())["model"]["vocab"])
 
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(read, range(8))) == [20_002] * 8
+    monkeypatch.setattr(lm.extend.base, "from_pretrained", read_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [22] * 4
+    assert len(made) == 1
 
 
 def test_a_file_that_is_replaced_has_another_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
