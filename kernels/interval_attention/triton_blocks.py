@@ -83,9 +83,10 @@ def shared_memory(blocks: Blocks, held: int, capability: int, head_dim: int, dty
     """Bytes of shared memory that a kernel needs at most. held: tensors of which it holds its own rows.
 
     Two tensors pass by, each in as many copies as there are loads under way; scores change layout through float32.
+    Tensor cores do not read float32 transposed: one tile more.
     """
     copies = blocks.stages - (capability in COPY_LESS)
-    rows = held * blocks.own + 2 * copies * blocks.passing
+    rows = held * blocks.own + (2 * copies + (dtype == torch.float32)) * blocks.passing
     return rows * depth(head_dim) * dtype.itemsize + 2 * blocks.own * blocks.passing * torch.float32.itemsize
 
 

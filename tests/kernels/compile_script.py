@@ -1,6 +1,7 @@
 """Compiles every launch of the Triton kernels for a GPU, without one: the launches are those of the backends.
 
-Arguments: the compute capability, such as 90; then `scan`, or dtypes and head_dims of attention, such as bfloat16:64.
+Arguments: the compute capability, such as 90; then `scan`, or dtypes and head_dims of attention, such as bfloat16:64;
+tf32 is float32 on tensor cores.
 Prints the name of each kernel that compiles. Those of attention must need no more shared memory than their blocks were
 taken to need, which is no more than the GPU has.
 """
@@ -114,4 +115,5 @@ if __name__ == "__main__":
             scan([300, 3])
         else:
             dtype, head_dim = asked.split(":")
-            attention(getattr(torch, dtype), int(head_dim))
+            torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+            attention(getattr(torch, dtype.replace("tf32", "float32")), int(head_dim))
