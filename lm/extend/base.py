@@ -30,7 +30,7 @@ from lm.extend.rope_plan import ORIGINAL, check_target, covered_context, fixed_u
 from lm.hf import BraidConfig
 from lm.hf.families import FAMILIES
 from lm.hf.importing import check_gguf
-from lm.hf.loading import absent_here, from_pretrained
+from lm.hf.loading import absent_here, from_pretrained, load_model
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -124,14 +124,9 @@ def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     try:
-        model, info = from_pretrained(
-            AutoModelForCausalLM, **place(base), config=config, dtype=dtype, output_loading_info=True, **extra
-        )
+        return load_model(**place(base), config=config, dtype=dtype, **extra)
     except (OSError, ValueError) as error:
         raise UserError(f"base.path: {base.path} cannot be loaded: {first_line(error)}") from None
-    if info["missing_keys"]:
-        raise UserError(f"base.path: {base.path} lacks the weights {', '.join(sorted(info['missing_keys']))}")
-    return model
 
 
 def reconfigured(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 import lm.hf  # noqa: F401 - registers Braid models with the Auto classes
 from lm.errors import UserError, first_line
-from lm.hf.loading import from_pretrained
+from lm.hf.loading import from_pretrained, load_model
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: S
 def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a Hugging Face folder or Hub id. Raises UserError where there are none."""
     try:
-        model = from_pretrained(AutoModelForCausalLM, folder)
+        model = load_model(folder)
         tokenizer = from_pretrained(AutoTokenizer, folder)
     except (OSError, ValueError) as error:
         where = folder if Path(folder).exists() else f"{folder} is no folder here, and on the Hub"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
@@ -21,7 +20,7 @@ from lm.errors import UserError, first_line
 from lm.hf.configuration import BraidConfig
 from lm.hf.families import describe, translate
 from lm.hf.folders import written_whole
-from lm.hf.loading import forget_gguf, from_pretrained, loading, parsed_gguf
+from lm.hf.loading import forget_gguf, from_pretrained, load_model, loading, parsed_gguf
 from lm.hf.patterns import Layer, assemble, with_pattern
 from lm.model.options import ModelOptions
 
@@ -129,14 +128,9 @@ class _Origin:
     def model(self, config: PreTrainedConfig) -> PreTrainedModel:
         extra = self.file if self.gguf is None else self.file | {"quantization_config": GgufConfig(dequantize=True)}
         try:
-            model, info = from_pretrained(
-                AutoModelForCausalLM, self.place, config=config, output_loading_info=True, **extra
-            )
+            return load_model(self.place, config=config, **extra)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.place}: {first_line(error)}") from None
-        if info["missing_keys"]:
-            raise UserError(f"{self.place}: the weights {', '.join(sorted(info['missing_keys']))} are missing")
-        return model
 
 
 def check_gguf(path: Path) -> int | None:

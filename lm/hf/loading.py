@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.utils import logging
 
@@ -49,6 +49,18 @@ def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
         if type(error) is not Exception:
             raise
         raise ValueError(str(error)) from error  # tokenizers raises nothing narrower
+
+
+def load_model(place: str | Path, **settings: Any) -> PreTrainedModel:
+    """The causal model of a folder or a Hub id, none of whose weights are drawn because they are not there.
+
+    Raises as `from_pretrained` does, and ValueError where weights are missing.
+    """
+    model, info = from_pretrained(AutoModelForCausalLM, place, output_loading_info=True, **settings)
+    if info["missing_keys"]:
+        raise ValueError(f"it lacks the weights {', '.join(sorted(info['missing_keys']))}")
+    result: PreTrainedModel = model
+    return result
 
 
 def absent_here(place: str | Path) -> str:

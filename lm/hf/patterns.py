@@ -46,9 +46,10 @@ def with_pattern(described: Mapping[str, Any], layers: str, mixers: Mixers, key:
     and `local` do not suffice. key: of the pattern, for the messages of UserError, raised where it does not fit.
     """
     own: Mixers = described["mixers"]
-    inherited = _inherited(own)
     given = {**_ready_mixers(described["num_attention_heads"]), **mixers}
-    defined = {name: {**(inherited if _over_tokens(mixer) else {}), **mixer} for name, mixer in given.items()}
+    defined = {
+        name: {**(_inherited(own, name) if _over_tokens(mixer) else {}), **mixer} for name, mixer in given.items()
+    }
     available = {**defined, **{name: mixer for name, mixer in own.items() if name not in mixers}}
     try:
         names = expand(layers, available)
@@ -125,9 +126,12 @@ def _ready_mixers(heads: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def _inherited(own: Mixers) -> dict[str, Any]:
-    """What all softmax mixers of a new pattern share with the original's first: positions, biases, norms, sinks."""
-    candidates = [own["global"]] if "global" in own else list(own.values())
+def _inherited(own: Mixers, name: str) -> dict[str, Any]:
+    """What a softmax mixer of a new pattern has of the original's: positions, biases, norms, sinks.
+
+    The original's own mixer of that name gives it where there is one, else its `global`, else its first.
+    """
+    candidates = [own[key] for key in (name, "global") if key in own] + list(own.values())
     first: Mapping[str, Any] = next((mixer for mixer in candidates if _over_tokens(mixer)), {})
     fields = (set(kind.options_class.model_fields) for kind in MIXERS.values() if kind.over_tokens)
     shared = reduce(set.intersection, fields) - {"kind", "short_conv"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 
 import pytest
 import torch
@@ -155,3 +157,14 @@ def test_mistakes_are_told_in_a_sentence(llama, imported, capsys, monkeypatch, a
     places = {"IMPORTED": str(imported), "LLAMA": str(llama)}
     assert main([places.get(word, word) for word in arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_missing_weights_are_said_by_whatever_reads_the_model(llama, tmp_path, capsys):
+    """Not drawn at random: the text would look like a bad model's."""
+    folder = tmp_path / "llama"
+    shutil.copytree(llama, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 3}))
+    for words in (["generate", str(folder), "--prompt", "x"], ["import", str(folder), str(tmp_path / "new")]):
+        assert main(words) == 2
+        assert f"{folder}: it lacks the weights model.layers.2." in capsys.readouterr().err

@@ -30,6 +30,7 @@ from lm.errors import UserError
 from lm.hf import BraidForCausalLM
 from lm.hf.families import describe, write_pattern
 from lm.hf.importing import import_model
+from lm.hf.patterns import with_pattern
 from lm.pattern import expand
 
 LS = {"ls": {"kind": "long_short", "short_heads": 2, "window": 4}}
@@ -183,6 +184,17 @@ def test_softmax_mixers_take_the_originals_weights(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "imported")
     tokens = torch.randint(2, 97, (1, 4))  # no window or group is shorter than this
     torch.testing.assert_close(model(tokens).logits, original(tokens).logits, atol=1e-4, rtol=1e-5)
+
+
+def test_a_mixer_defined_anew_has_the_positions_of_its_namesake():
+    """Gemma's windows turn by another theta than its global layers do."""
+    own = {"global": {"kind": "attention"}, "local": {"kind": "attention", "window": 16, "rope_theta": 10_000.0}}
+    described = {"vocab_size": 10, "hidden_size": 32, "num_attention_heads": 4, "rope_theta": 1e6}
+    described |= {"mixers": own, "layers": "local global"}
+    windows = {"kind": "attention", "window": 16}
+    options = with_pattern(described, "local other", {"local": windows, "other": windows}, "--layers")
+    assert options.mixers["local"].rope_theta == 10_000.0
+    assert options.mixers["other"].rope_theta in (None, 1e6)
 
 
 def test_a_convolution_given_to_a_pretrained_model_changes_nothing_yet(tmp_path):
