@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -34,6 +37,13 @@ class BraidCache(Cache):
         if self.decoder.rows != rows:
             raise ValueError(f"this cache holds {self.decoder.rows} rows, the input has {rows}")
         return self.decoder
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BraidCache:
+        """A copy of what was read, as for a prompt that is continued twice; the model is shared."""
+        memo[id(self._model)] = self._model
+        copied = BraidCache()
+        copied.__dict__.update({name: deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rows={self.batch_size}, columns={self.columns}, bytes={self.used_bytes})"

@@ -212,6 +212,12 @@ class SoftmaxMixer(Mixer[OptionsT]):
     def sink_score(self, q: Tensor, kv_heads: range) -> Tensor | None:
         return None if self.sink is None else self.sink(len(q), kv_heads, q.shape[1] // len(kv_heads))
 
+    def init_weights(self, std: float) -> None:
+        """As for every mixer; a sink begins at the logit 0."""
+        super().init_weights(std)
+        if self.sink is not None:
+            nn.init.zeros_(self.sink.logit)
+
     def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
         return MixerCache(
             [

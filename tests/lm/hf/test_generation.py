@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -190,6 +191,28 @@ def test_other_caches_are_refused(model, implementation):
     with pytest.raises(ValueError, match=f"'{implementation}' does not fit a hybrid"):
         model.generate(PROMPT, cache_implementation=implementation, **GREEDY)
     assert torch.equal(model.generate(PROMPT, cache_implementation="dynamic", **GREEDY), greedy(model, PROMPT))
+
+
+def test_a_copied_cache_goes_on_by_itself(model):
+    """A prompt read once is continued twice."""
+    ids = torch.tensor([[1, 5, 7, 3, 9]])
+    cache = BraidCache()
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        copied = copy.deepcopy(cache)
+        assert copied._model is cache._model
+        for text, own in ((torch.tensor([[2, 4]]), cache), (torch.tensor([[8, 6]]), copied)):
+            found = model(text, past_key_values=own).logits
+            torch.testing.assert_close(found, model(torch.cat((ids, text), 1)).logits[:, -2:])
+
+
+def test_a_sink_that_no_checkpoint_gave_is_initialised(new_model):
+    mixer = new_model("global").model.mixers[0]
+    sinking = type(mixer)(mixer.options.model_copy(update={"sink": True}), mixer.dimensions)
+    with torch.no_grad():
+        sinking.sink.logit.fill_(1e22)
+    sinking.init_weights(0.02)
+    assert sinking.sink.logit.eq(0).all()
 
 
 def test_a_batch_of_another_size_does_not_fit_a_cache(model):
