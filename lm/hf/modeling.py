@@ -49,6 +49,10 @@ class BraidPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ShortConvolution):
             module.init_weights()
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # Of custom code, transformers takes a module without parameters of its own for one that is loaded.
+        super()._initialize_weights(module, is_custom_code and not isinstance(module, Mixer))
+
     @property
     def _is_stateful(self) -> bool:
         """Whether drafted tokens cannot be taken back, so that assisted decoding is refused."""

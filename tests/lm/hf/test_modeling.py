@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from lm.hf import BraidConfig, BraidForCausalLM, BraidModel
+from lm.model.mixers import MIXERS
 
 TOKENS = torch.randint(0, 23, (3, 14), generator=torch.Generator().manual_seed(0))
 CLOSE = {"atol": 1e-10, "rtol": 1e-10}
@@ -140,6 +141,21 @@ def test_weights_that_a_file_lacks_are_drawn_and_the_others_kept(new_model, tmp_
     assert bool((loaded.model.layers[3].short_conv.weight.abs() > 0).all())
     assert bool((loaded.model.layers[3].short_conv.weight.abs() <= 0.5).all())  # 4^(-1/2)
     assert loaded(TOKENS).logits.isfinite().all()
+
+
+def test_no_missing_weight_is_left_as_memory_was(new_model, tmp_path, monkeypatch):
+    def all_on(kind):
+        fields = MIXERS[kind].options_class.model_fields.items()
+        switches = {name: True for name, field in fields if field.annotation is bool}
+        return {"kind": kind, "short_conv": 3} | switches | {name: 2 for name, field in fields if field.is_required()}
+
+    new_model("global").save_pretrained(tmp_path)
+    mixers = {kind: all_on(kind) for kind in MIXERS} | {"global": {"kind": "attention"}}
+    config = new_model("global " + " ".join(MIXERS), mixers=mixers, output_norms=True).config
+    monkeypatch.setattr(torch, "empty_like", lambda x, **given: torch.full_like(x, torch.nan, **given))
+    loaded, info = BraidForCausalLM.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert any(name.endswith("sink.logit") for name in info["missing_keys"])
+    assert not [name for name, weight in loaded.named_parameters() if not weight.isfinite().all()]
 
 
 def test_device_map_auto(new_model, pattern, tmp_path):
