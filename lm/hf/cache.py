@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
@@ -17,7 +18,7 @@ class BraidCache(Cache):
     """Holds what every layer keeps; empty until a model's first forward fills it.
 
     Lengths count columns of `input_ids`, padding included, as transformers expects; what each row has really seen
-    is `decoder.seen`.
+    is `decoder.seen`, and `padding` [rows, n] bool says which of the first n columns it has not: later ones are real.
     """
 
     is_compileable = False
@@ -27,6 +28,7 @@ class BraidCache(Cache):
         super().__init__(layers=[])
         self.decoder: DecoderCache | None = None
         self.columns = 0
+        self.padding: Tensor | None = None
         self._model: DecoderLayers | None = None
 
     def open(self, model: DecoderLayers, rows: int, dtype: torch.dtype, device: torch.device) -> DecoderCache:
@@ -37,6 +39,13 @@ class BraidCache(Cache):
         if self.decoder.rows != rows:
             raise ValueError(f"this cache holds {self.decoder.rows} rows, the input has {rows}")
         return self.decoder
+
+    def note(self, columns: int, real: Tensor | None) -> None:
+        """Counts columns that were read, of which `real` [rows, columns] bool were tokens; None: all."""
+        if real is not None:
+            known = real.new_zeros(len(real), 0) if self.padding is None else self.padding
+            self.padding = torch.cat((F.pad(known, (0, self.columns - known.shape[1])), ~real), dim=1)
+        self.columns += columns
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BraidCache:
         """A copy of what was read, as for a prompt that is continued twice; the model is shared."""
@@ -78,11 +87,13 @@ class BraidCache(Cache):
         return self.columns + query_length, 0
 
     def reset(self) -> None:
-        self.decoder, self.columns = None, 0
+        self.decoder, self.columns, self.padding = None, 0, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.decoder is not None:
-            self.decoder.reorder(beam_idx.to(self.decoder.seen.device))
+            beam_idx = beam_idx.to(self.decoder.seen.device)
+            self.decoder.reorder(beam_idx)
+            self.padding = None if self.padding is None else self.padding[beam_idx]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.decoder is not None:
@@ -92,13 +103,20 @@ class BraidCache(Cache):
         self.reorder_cache(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last `-tokens_to_remove` tokens of every row (the number is negative, as transformers has it).
+        """Forgets the last `-tokens_to_remove` columns of every row (the number is negative, as transformers has it).
 
-        Raises ValueError, naming the layer, where a mixer no longer holds what it knew then.
+        Raises ValueError where there are fewer, and, naming the layer, where a mixer no longer holds what it knew then.
         """
         if tokens_to_remove > 0:
             raise ValueError("crop takes a negative number: how many tokens to remove from the end")
         if self.decoder is None or self._model is None or tokens_to_remove == 0:
             return
-        self._model.crop(self.decoder, self.decoder.seen + tokens_to_remove)
-        self.columns += tokens_to_remove
+        columns = self.columns + tokens_to_remove
+        if columns < 0:
+            raise ValueError(f"crop({tokens_to_remove}): the cache holds {self.columns} columns")
+        seen = self.decoder.seen + tokens_to_remove
+        if self.padding is not None:
+            seen = seen + self.padding[:, columns:].sum(1)
+        self._model.crop(self.decoder, seen)
+        self.columns = columns
+        self.padding = None if self.padding is None else self.padding[:, :columns]

@@ -46,6 +46,11 @@ class BraidConfig(PreTrainedConfig):
         if self.mixers is None:
             self.mixers = {"global": {"kind": "attention"}}
         options = self.to_options()
+        if self.num_hidden_layers not in (None, options.num_hidden_layers):
+            raise ValueError(
+                f"num_hidden_layers is {self.num_hidden_layers}, but the pattern layers='{self.layers}' has "
+                f"{options.num_hidden_layers}: leave num_hidden_layers out"
+            )
         for name in ("num_key_value_heads", "head_dim", "intermediate_size", "num_hidden_layers"):
             setattr(self, name, getattr(options, name))
         super().__post_init__(**kwargs)

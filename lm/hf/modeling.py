@@ -53,6 +53,17 @@ class BraidPreTrainedModel(PreTrainedModel):
         # Of custom code, transformers takes a module without parameters of its own for one that is loaded.
         super()._initialize_weights(module, is_custom_code and not isinstance(module, Mixer))
 
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = torch.utils.checkpoint.checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        for module in self.modules():
+            if isinstance(module, BraidModel):
+                module.gradient_checkpointing, module.checkpoint_every = enable, every_n_layers
+                module._gradient_checkpointing_func = gradient_checkpointing_func
+
     @property
     def _is_stateful(self) -> bool:
         """Whether drafted tokens cannot be taken back, so that assisted decoding is refused."""
@@ -61,6 +72,8 @@ class BraidPreTrainedModel(PreTrainedModel):
 
 class BraidModel(BraidPreTrainedModel, DecoderLayers):
     """The decoder: token ids or embeddings in, hidden states out."""
+
+    _gradient_checkpointing_func: Callable[..., Any]
 
     def __init__(self, config: BraidConfig) -> None:
         PreTrainedModel.__init__(self, config)
@@ -74,15 +87,6 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
-
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = torch.utils.checkpoint.checkpoint,
-        every_n_layers: int = 1,
-    ) -> None:
-        self.gradient_checkpointing, self.checkpoint_every = enable, every_n_layers
-        self._gradient_checkpointing_func = gradient_checkpointing_func
 
     @can_return_tuple
     def forward(
@@ -111,8 +115,8 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shape = (x.shape[0], x.shape[1])
         real = real_tokens(attention_mask, shape[1])
-        begins = None if past_key_values is not None or documents is not None else restarts(position_ids, shape, real)
-        cache = self._cache(past_key_values, use_cache, packed=begins is not None)
+        begins = None if documents is not None else restarts(position_ids, shape, real)
+        cache = self._cache(past_key_values, use_cache, packed=begins is not None or documents is not None)
         layers = None if cache is None else cache.open(self, shape[0], product_dtype(x), x.device)
         if documents is None:
             rows = arrange(shape, real, begins, None if layers is None else layers.seen, x.device)
@@ -127,7 +131,7 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
         )
         hidden = rows.restore(self.run(rows.flatten(x), rows.documents, layers, self._wrap(rows, keep)))
         if cache is not None:
-            cache.columns += shape[1]
+            cache.note(shape[1], real)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=cache,
@@ -137,8 +141,11 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
     def _cache(self, given: Any, use_cache: bool | None, packed: bool) -> BraidCache | None:
         if given is not None and not isinstance(given, BraidCache):
             raise TypeError(f"past_key_values must be a BraidCache; got {type(given).__name__}")
-        if packed and use_cache:
-            raise ValueError("position_ids start anew inside a row: packed documents cannot be cached, use_cache=False")
+        if packed and (use_cache or given is not None):
+            raise ValueError(
+                "packed documents cannot be cached: where position_ids start anew inside a row, or documents are "
+                "given, leave out past_key_values and use_cache"
+            )
         if given is not None:
             return given
         wanted = self.config.use_cache and not self.training and not packed if use_cache is None else use_cache
@@ -181,6 +188,18 @@ class BraidForCausalLM(BraidPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value: Head) -> None:
         self.lm_head = value
+
+    def _get_resized_lm_head(self, old_lm_head: Head, *args: Any, **kwargs: Any) -> Head:
+        """The head with more or fewer rows; transformers resizes an nn.Linear, which a Head is not."""
+        rows, width = old_lm_head.weight.shape
+        linear = nn.Linear(width, rows, bias=False, device="meta")
+        linear.weight = old_lm_head.weight
+        resized = super()._get_resized_lm_head(linear, *args, **kwargs)
+        if resized is linear:
+            return old_lm_head
+        head = Head(resized.in_features, resized.out_features)
+        head.weight = resized.weight
+        return head
 
     @can_return_tuple
     def forward(

@@ -52,7 +52,7 @@ def restarts(position_ids: Tensor | None, shape: tuple[int, int], real: Tensor |
 
     A document begins where a position does not follow the one of the row's real token before it.
     """
-    if position_ids is None:
+    if position_ids is None or shape[1] == 1:
         return None
     positions = position_ids.expand(shape)
     if real is None:

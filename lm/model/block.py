@@ -62,6 +62,8 @@ class Block(nn.Module):
         self.mlp_output_layernorm = nn.RMSNorm(hidden_size, eps=eps) if output_norms else nn.Identity()
 
     def forward(self, x: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:
+        if documents.share is None and not documents.num_tokens:
+            return x  # columns of padding alone; a rank whose share is empty still takes part in exchanges
         return self.join(x, self.mix(self.input_layernorm(x), documents, cache))
 
     def mix(self, inputs: Tensor, documents: Documents, cache: MixerCache | None = None) -> Tensor:

@@ -186,6 +186,39 @@ def test_what_can_be_forgotten_is(new_model):
         torch.testing.assert_close(again, model(PROMPT).logits[:, -removed:], atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("removed", [1, 2, 5, 7])
+@pytest.mark.parametrize("layers", ["global*2", "s2 global"])
+def test_padding_is_forgotten_as_columns_that_held_no_token(new_model, layers, removed):
+    model, cache = new_model(layers), BraidCache()
+    tokens = torch.cat((PROMPT, PROMPT.flip(1), PROMPT.roll(3, 1)))
+    mask = torch.ones_like(tokens)
+    mask[1, :7], mask[2, 8:] = 0, 0  # three tokens behind padding, and two columns of padding behind eight
+    model(tokens[:, :6], attention_mask=mask[:, :6], past_key_values=cache)
+    model(tokens[:, 6:], attention_mask=mask, past_key_values=cache)
+    cache.reorder_cache(torch.tensor([2, 0, 1]))
+    tokens, mask = tokens[[2, 0, 1]], mask[[2, 0, 1]]
+    cache.crop(-removed)
+    kept = 10 - removed
+    assert torch.equal(cache.decoder.seen, mask[:, :kept].sum(1))
+    again = model(tokens[:, kept:], attention_mask=mask, past_key_values=cache).logits
+    whole = model(tokens, attention_mask=mask).logits[:, kept:]
+    real = mask[:, kept:].bool()
+    torch.testing.assert_close(again[real], whole[real], atol=1e-10, rtol=1e-10)
+    with pytest.raises(ValueError, match="the cache holds 10 columns"):
+        cache.crop(-11)
+
+
+def test_columns_of_padding_alone(model):
+    tokens = PROMPT.repeat(2, 1)
+    mask = torch.ones_like(tokens)
+    mask[:, :5] = 0
+    prompt = {"input_ids": tokens, "attention_mask": mask}
+    whole = model.generate(**prompt, **GREEDY)
+    assert torch.equal(model.generate(**prompt, prefill_chunk_size=4, **GREEDY), whole)
+    out = model(tokens[:, :4], attention_mask=mask[:, :4], output_hidden_states=True)
+    assert len(out.hidden_states) == model.config.num_hidden_layers + 1
+
+
 @pytest.mark.parametrize("implementation", ["static", "quantized", "offloaded"])
 def test_other_caches_are_refused(model, implementation):
     with pytest.raises(ValueError, match=f"'{implementation}' does not fit a hybrid"):

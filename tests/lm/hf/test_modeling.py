@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from lm.hf import BraidConfig, BraidForCausalLM, BraidModel
+from lm.hf import BraidCache, BraidConfig, BraidForCausalLM, BraidModel
+from lm.model.documents import Documents
 from lm.model.mixers import MIXERS
 
 TOKENS = torch.randint(0, 23, (3, 14), generator=torch.Generator().manual_seed(0))
@@ -34,8 +35,31 @@ def test_positions_that_start_anew_are_documents_of_their_own(model):
     for row, cuts in enumerate(lengths):
         alone = [model(piece[None]).logits[0] for piece in TOKENS[row].split(cuts)]
         torch.testing.assert_close(logits[row], torch.cat(alone), **CLOSE)
+    for asked in ({"use_cache": True}, {"past_key_values": BraidCache()}):
+        with pytest.raises(ValueError, match="packed documents cannot be cached"):
+            model(TOKENS, position_ids=positions, **asked)
+
+
+def test_documents_are_packed_whatever_the_configuration_says_of_caches(model):
+    assert model.config.use_cache
+    out = model.model(TOKENS[:1], documents=Documents.from_lengths([5, 9]))
+    assert out.past_key_values is None
+    alone = [model.model(piece).last_hidden_state for piece in TOKENS[:1].split([5, 9], dim=1)]
+    torch.testing.assert_close(out.last_hidden_state, torch.cat(alone, 1), **CLOSE)
     with pytest.raises(ValueError, match="packed documents cannot be cached"):
-        model(TOKENS, position_ids=positions, use_cache=True)
+        model.model(TOKENS[:1], documents=Documents.from_lengths([14]), past_key_values=BraidCache())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rows", [31, 11])
+def test_the_vocabulary_is_resized(new_model, tied, rows):
+    model = new_model("rat global", tie_word_embeddings=tied)
+    before, kept = model(TOKENS % 11).logits, min(rows, 23)
+    model.resize_token_embeddings(rows)
+    logits = model(TOKENS % 11).logits
+    assert logits.shape[-1] == rows == model.config.vocab_size
+    torch.testing.assert_close(logits[..., :kept], before[..., :kept], **CLOSE)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
 def test_packed_and_padded(model):
@@ -83,6 +107,7 @@ def test_recomputed_activations_give_the_same_gradients(new_model, pattern, ever
             model.activation_checkpointing_enable(
                 activation_checkpointing_kwargs={"use_reentrant": reentrant}, every_n_layers=every
             )
+            assert model.model.checkpoint_every == every
         model(TOKENS, labels=TOKENS).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
@@ -181,3 +206,5 @@ def test_a_configuration_that_cannot_be_is_refused():
         BraidConfig(hidden_size=30, num_attention_heads=4)
     with pytest.raises(Exception, match="Did you mean 'global'"):
         BraidConfig(layers="globl*2")
+    with pytest.raises(Exception, match="num_hidden_layers is 3, but the pattern"):
+        BraidConfig(layers="global*2", num_hidden_layers=3)
