@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,17 +23,28 @@ def written_whole(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    # Beside it, so that moving the files is a rename.
+    # Inside it, so that moving the files is a rename wherever the folder lies.
+    is_new, moved = not folder.exists(), list[Path]()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}. Name another folder") from None
-    with beside as name:
-        yield Path(name)
-        folder.mkdir(exist_ok=True)
-        for pattern in _WEIGHTS:
-            for stale in folder.glob(pattern):
-                stale.unlink()
-        for path in Path(name).iterdir():
-            shutil.move(path, folder / path.name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            inside = TemporaryDirectory(prefix=".new-", dir=folder)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror}. Name another folder") from None
+        with inside as name:
+            yield Path(name)
+            for path in sorted(Path(name).iterdir()):
+                target = folder / path.name
+                if target.is_dir() and not target.is_symlink():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+                moved.append(target)
+        for stale in {path for pattern in _WEIGHTS for path in folder.glob(pattern)} - set(moved):
+            stale.unlink()
+    except BaseException:
+        if is_new:
+            for path in moved:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
