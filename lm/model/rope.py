@@ -61,6 +61,14 @@ class YarnScaling(LinearScaling):
     )
     truncate: bool = Field(True, description="Round the blended range outwards to whole channels.")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.beta_fast < self.beta_slow:
+            raise ValueError(
+                f"beta_fast {self.beta_fast} is below beta_slow {self.beta_slow}: it must be at least that"
+            )
+        return self
+
     @property
     def amplitude(self) -> float:
         return 0.1 * math.log(self.factor) + 1 if self.attention_factor is None else self.attention_factor

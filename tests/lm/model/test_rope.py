@@ -77,3 +77,9 @@ def test_scaled_as_transformers_scales(scaling, head_dim, theta):
 def test_llama3_needs_an_order_of_its_frequencies():
     with pytest.raises(ValidationError, match="high_freq_factor must exceed low_freq_factor"):
         TypeAdapter(RopeScaling).validate_python(SCALINGS[1] | {"high_freq_factor": 1.0})
+
+
+def test_yarn_blends_between_fewer_turns_and_more():
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    with pytest.raises(ValidationError, match=r"beta_fast 1\.0 is below beta_slow 32\.0"):
+        TypeAdapter(RopeScaling).validate_python(yarn | {"beta_fast": 1.0, "beta_slow": 32.0})
