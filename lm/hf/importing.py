@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -18,7 +19,7 @@ from transformers import (
 
 from lm.errors import UserError, first_line
 from lm.hf.configuration import BraidConfig
-from lm.hf.families import describe, translate
+from lm.hf.families import describe, reasons, translate
 from lm.hf.folders import written_whole
 from lm.hf.loading import forget_gguf, from_pretrained, load_model, loading, parsed_gguf
 from lm.hf.patterns import Layer, assemble, with_pattern
@@ -58,7 +59,9 @@ def import_model(
     not suffice. Weights of equal name and shape are kept, the others drawn with `seed`.
     Raises UserError for what cannot be imported, before any weight is read where the configuration tells.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; name a new folder for the imported model")
+    if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty; name a new folder for the imported model")
     origin = _Origin.find(source)
     theirs = origin.config()
@@ -71,7 +74,10 @@ def import_model(
     if layers is None:
         if mixers:
             raise UserError("--mixers without --layers: give the pattern that uses them")
-        options = ModelOptions(**described)
+        try:
+            options = ModelOptions(**described)
+        except ValidationError as error:
+            raise UserError(f"{source}: {reasons(error)}") from None
     else:
         options = with_pattern(described, layers, mixers or {}, "--layers")
     token_ids = {name: getattr(theirs, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -89,7 +95,7 @@ def import_model(
             model.save_pretrained(written)
         try:
             from_pretrained(AutoTokenizer, origin.place, **origin.file).save_pretrained(written)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UserError) as error:
             no_tokenizer = first_line(error)
     forget_gguf()
     return Imported(config, report, model.num_parameters(), dtype, no_tokenizer)
@@ -128,7 +134,7 @@ class _Origin:
     def model(self, config: PreTrainedConfig) -> PreTrainedModel:
         extra = self.file if self.gguf is None else self.file | {"quantization_config": GgufConfig(dequantize=True)}
         try:
-            return load_model(self.place, config=config, **extra)
+            return load_model(self.place, nothing_left=True, config=config, **extra)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.place}: {first_line(error)}") from None
 

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from traceback import walk_tb
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
@@ -29,8 +31,8 @@ def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
     what the folder brings.
 
     Raises:
-        UserError: it is not there, its weights are pickled or damaged, its code would have to be run, or its index
-            names files outside the folder.
+        UserError: it is not there, its weights are pickled or damaged, its code would have to be run, its index
+            names files outside the folder, or its configuration has values that no model can be built of.
         OSError, ValueError: as transformers does; the latter for a tokenizer.json that cannot be used, too.
     """
     if absent := absent_here(place):
@@ -45,22 +47,42 @@ def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(f"{place}: the model is Python code that comes with it, which braid does not run") from None
+    except StrictDataclassError as error:
+        raise UserError(f"{place}: {' '.join(str(error).split())}") from None
+    except (KeyError, TypeError) as error:  # what transformers raises for names and types it does not check
+        if not _raised_by_transformers(error):
+            raise
+        raise UserError(f"{place}: its configuration cannot be used: {error!r}") from None
     except Exception as error:
         if type(error) is not Exception:
             raise
         raise ValueError(str(error)) from error  # tokenizers raises nothing narrower
 
 
-def load_model(place: str | Path, **settings: Any) -> PreTrainedModel:
+def load_model(place: str | Path, nothing_left: bool = False, **settings: Any) -> PreTrainedModel:
     """The causal model of a folder or a Hub id, none of whose weights are drawn because they are not there.
 
-    Raises as `from_pretrained` does, and ValueError where weights are missing.
+    nothing_left: refuse weights that the model has no place for, but for those that transformers leaves out by design.
+    Raises as `from_pretrained` does, and ValueError where weights are missing, too many or of other shapes.
     """
-    model, info = from_pretrained(AutoModelForCausalLM, place, output_loading_info=True, **settings)
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to name them here
+    model, info = from_pretrained(AutoModelForCausalLM, place, **settings)
+    if info["mismatched_keys"]:
+        name, given, wanted = min(info["mismatched_keys"])
+        raise ValueError(f"{name} is {list(given)}, by the configuration {list(wanted)}")
     if info["missing_keys"]:
         raise ValueError(f"it lacks the weights {', '.join(sorted(info['missing_keys']))}")
+    if nothing_left and info["unexpected_keys"]:
+        left = sorted(info["unexpected_keys"])
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise ValueError(f"its configuration has no place for the weights {', '.join(left[:3])}{more}")
     result: PreTrainedModel = model
     return result
+
+
+def _raised_by_transformers(error: Exception) -> bool:
+    raised = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)][-1]
+    return str(raised).split(".")[0] in ("transformers", "huggingface_hub")
 
 
 def absent_here(place: str | Path) -> str:

@@ -27,6 +27,7 @@ from lm.data.tokenizers import (
     Tokenizer,
 )
 from lm.errors import UserError
+from lm.hf.loading import from_pretrained
 
 _SPACE_MARK = "\u2581"
 _NUMBERS = ("", "0 3", " 1\n\t2  0 ")
@@ -70,10 +71,11 @@ def save_fast_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> 
 
 
 def fast_tokenizer(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerBase:
-    """What `save_fast_tokenizer` writes, read again."""
+    """What `save_fast_tokenizer` writes, read again. Raises UserError where it is code that comes with the folder."""
     with TemporaryDirectory() as folder:
         save_fast_tokenizer(tokenizer, Path(folder), max_length)
-        return AutoTokenizer.from_pretrained(folder)
+        fast: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, folder)
+        return fast
 
 
 def _tokenizer_files(folder: Path) -> Iterator[Path]:

@@ -29,7 +29,9 @@ def _import(chosen: argparse.Namespace) -> None:
             mixers = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"--mixers: {error}") from None
-        if not isinstance(mixers, dict) or not all(isinstance(mixer, dict) for mixer in mixers.values()):
+        if not isinstance(mixers, dict) or not all(
+            isinstance(name, str) and isinstance(mixer, dict) for name, mixer in mixers.items()
+        ):
             raise UserError("--mixers: mixers by name, for example '{rat: {kind: rat, chunk_size: 32}}'")
     with Progress().phase(f"importing {chosen.model}"):
         imported = import_model(chosen.model, chosen.folder, chosen.layers, mixers, chosen.seed)

@@ -11,8 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lm.cli import main
+from lm.data.tokenizers import HuggingFaceTokenizer
+from lm.errors import UserError
 from lm.hf import generate as module
 from lm.hf.generate import Stream
+from lm.hf.tokenizer import fast_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -150,6 +153,7 @@ def test_import_tells_what_is_new(llama, tmp_path, capsys):
         (["import", "IMPORTED", "new", "--layers", "global global"], "it is a Braid model already"),
         (["import", "LLAMA", "new", "--layers", "rat rat", "--mixers", "[rat"], "--mixers: "),
         (["import", "LLAMA", "new", "--layers", "rat rat", "--mixers", "rat"], "--mixers: mixers by name"),
+        (["import", "LLAMA", "new", "--layers", "rat rat", "--mixers", "{1: {kind: rat}}"], "--mixers: mixers by name"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(llama, imported, capsys, monkeypatch, arguments, message):
@@ -168,3 +172,56 @@ def test_missing_weights_are_said_by_whatever_reads_the_model(llama, tmp_path, c
     for words in (["generate", str(folder), "--prompt", "x"], ["import", str(folder), str(tmp_path / "new")]):
         assert main(words) == 2
         assert f"{folder}: it lacks the weights model.layers.2." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_hidden_layers": 1}, "no place for the weights model.layers.1."),
+        ({"intermediate_size": 1000}, "mlp.down_proj.weight is ["),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": 33}, "not a multiple"),
+        ({"hidden_act": "nonsense"}, "nonsense"),
+        ({"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1e4}}, "nonsense"),
+        ({"num_key_value_heads": 3, "num_attention_heads": 4}, "num_key_value_heads"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_told_with_the_folder(llama, tmp_path, capsys, changed, message):
+    folder = tmp_path / "llama"
+    shutil.copytree(llama, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changed))
+    assert main(["import", str(folder), str(tmp_path / "new")]) == 2
+    told = capsys.readouterr().err
+    assert str(folder) in told
+    assert message in told
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tokenizer_that_is_code_is_left_behind_and_never_asked_about(llama, tmp_path, capsys):
+    folder = tmp_path / "llama"
+    shutil.copytree(llama, folder)
+    coded = {"eos_token": "a", "tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(coded))
+    (folder / "mine.py").write_text("raise SystemExit('it ran')")
+    assert main(["import", str(folder), str(tmp_path / "new")]) == 0
+    assert "no tokenizer was copied" in capsys.readouterr().out
+    assert (tmp_path / "new" / "model.safetensors").is_file()
+    with pytest.raises(UserError, match="does not run"):
+        fast_tokenizer(HuggingFaceTokenizer(folder), 64)
+
+
+def test_a_file_is_no_folder_for_an_import(llama, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["import", str(llama), str(tmp_path / "file")]) == 2
+    assert "file: a file; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", [{"hidden_act": "nonsense"}, {"rope_parameters": {"rope_type": "nonsense"}}])
+def test_names_that_transformers_does_not_know_are_told_with_the_folder(llama, tmp_path, capsys, changed):
+    folder = tmp_path / "llama"
+    shutil.copytree(llama, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changed))
+    assert main(["generate", str(folder), "--prompt", "x"]) == 2
+    assert f"{folder}: its configuration cannot be used: KeyError" in capsys.readouterr().err
