@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import statistics
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lm.train.environment import describe_environment
-from lm.train.memory import keep_freed_memory
+from lm.train.memory import keep_freed_memory, release_freed_memory
 
 Run = Callable[[], object]
 Save = Callable[[Mapping[str, Any]], None]
@@ -91,7 +90,7 @@ def peak_bytes(run: Run) -> int | None:
     if not os.access(_CLEAR, os.W_OK):
         return None
     keep_freed_memory(False)
-    _give_back_free_memory()
+    release_freed_memory()  # used again, it would not be seen
     _CLEAR.write_text("5")  # the peak begins anew from what is resident now
     before = _resident("VmRSS")
     run()
@@ -101,13 +100,6 @@ def peak_bytes(run: Run) -> int | None:
 def _resident(name: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
-
-
-def _give_back_free_memory() -> None:
-    """Freed memory that the C library keeps would be used again without being seen."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def forward_and_backward(call: Callable[[], Tensor], leaves: list[Tensor]) -> Run:

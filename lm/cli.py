@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from lm import __version__
-from lm.errors import RankError, UserError, did_you_mean
+from lm.errors import USER_ERROR, RankError, UserError, did_you_mean
 from lm.verbs import VERBS
 from lm.verbs.parser import Parser, VerbParser
 
-USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 READER_GONE = 141  # 128 + SIGPIPE
 OPTIONS = ("--help", "-h", "--version")

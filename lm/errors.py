@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+USER_ERROR = 2
+"""The exit code of a mistake of the user's."""
+
 
 class UserError(Exception):
     """What the user must change: the file, the key, the value, what is allowed, the nearest valid name.

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from lm.data.compression import CannotOpenError, open_bytes
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, did_you_mean, first_line
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def read_parquet(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
                     row += 1
                     yield Record(part.path, f"row {row}", values, row)
     except (OSError, pyarrow.ArrowException) as error:
-        reason = f"not a whole parquet file ({str(error).splitlines()[0]})"
+        reason = f"not a whole parquet file ({first_line(error)})"
         yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
 
 
@@ -236,7 +236,7 @@ def read_arrow(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
                         row += 1
                         yield Record(part.path, f"row {row}", values, row)
     except (OSError, pyarrow.ArrowException) as error:
-        reason = f"not a whole Arrow file ({str(error).splitlines()[0]})"
+        reason = f"not a whole Arrow file ({first_line(error)})"
         yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -30,7 +30,7 @@ def saying_that_memory_is_full() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{str(error).splitlines()[0]}\n"
+            f"{first_line(error)}\n"
             "What helps, in this order: a lower train.micro_batch_size, train.activation_checkpointing, "
             "deepspeed.zero_stage 1, 2 or 3, offload. braid plan --world-size N says what a rank needs."
         ) from error

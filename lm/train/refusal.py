@@ -10,12 +10,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lm.errors import RankError, UserError
+from lm.errors import USER_ERROR, RankError, UserError
 from lm.train.watchdog import answer, id_of_attempt
 
 FIRST_WORD_SECONDS = 2.0
 """So long other ranks leave it to rank 0 to say what it may have met, too."""
-USER_ERROR = 2
 
 
 @contextmanager
