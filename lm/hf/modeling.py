@@ -112,6 +112,7 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if output_attentions:
             raise ValueError("output_attentions: Braid's mixers never form a matrix of attention weights")
+        self._check_devices()
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shape = (x.shape[0], x.shape[1])
         real = real_tokens(attention_mask, shape[1])
@@ -137,6 +138,16 @@ class BraidModel(BraidPreTrainedModel, DecoderLayers):
             past_key_values=cache,
             hidden_states=None if keep is None else (*keep, hidden),
         )
+
+    def _check_devices(self) -> None:
+        """Raises ValueError where a device_map has hooked the layers to several devices: a stream is on one."""
+        hooks = (getattr(module, "_hf_hook", None) for module in (self.embed_tokens, *self.layers, self.norm))
+        devices = {str(device) for hook in hooks if (device := getattr(hook, "execution_device", None)) is not None}
+        if len(devices) > 1:
+            raise ValueError(
+                f"device_map spreads the layers over {', '.join(sorted(devices))}; they must run on one device: "
+                'load the model with device_map={"": 0}, or another device'
+            )
 
     def _cache(self, given: Any, use_cache: bool | None, packed: bool) -> BraidCache | None:
         if given is not None and not isinstance(given, BraidCache):

@@ -51,6 +51,19 @@ class KeyValues:
             entry = entry % self.window
         return self.keys[row, :, entry], self.values[row, :, entry]
 
+    def of_parts(self, part: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [documents, heads, slots, head_dim] of part `part[d]` of each document d, of its first slots.
+
+        Views where all documents want the same part.
+        """
+        same = bool((part == part[0]).all())
+        document = slice(None) if same else torch.arange(len(part), device=part.device)
+        wanted = int(part[0]) if same else part
+        keys, values = (
+            buffer[:, :, :slots].unflatten(0, (-1, self.parts))[document, wanted] for buffer in (self.keys, self.values)
+        )
+        return keys, values
+
     def crop(self, before: Tensor, after: Tensor) -> None:
         """Cuts every row from `before` [rows] entries back to `after`; raises ValueError for overwritten entries."""
         if self.window is not None and bool(((before > self.window) & (after < before)).any()):

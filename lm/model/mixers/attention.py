@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kernels.interval_attention.slots import Slots, attend_slots
 from lm.model.cache import MixerCache
 from lm.model.documents import Documents, residue_counts
 from lm.model.mixers.softmax import HeadGroup, SoftmaxMixer, SoftmaxOptions
@@ -48,9 +49,23 @@ class Attention(SoftmaxMixer[AttentionOptions]):
     def extend(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents, cache: MixerCache) -> Tensor:
         if self.options.dilation == 1:
             return super().extend(q, k, v, documents, cache)
+        if documents.one_each:
+            return self._step(q, k, v, documents, cache)
         order, neighbours = self._neighbours(documents)
         out = super().extend(q[order], k[order], v[order], neighbours, cache)
         return out[order.argsort()]
+
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents, cache: MixerCache) -> Tensor:
+        """`extend` by one token per document, which sees one of the lists that the cache keeps of its document."""
+        dilation, window, (buffer,) = self.options.dilation, self.options.window, cache.buffers
+        part, entry = documents.position % dilation, documents.position // dilation
+        lists = documents.memo(("lists", dilation), lambda: residue_counts(documents.total, dilation))
+        buffer.write(k, v, documents.document * dilation + part, entry, lists)
+        slots = documents.memo(
+            ("slots", dilation, window), lambda: Slots(entry + 1 if window is None else (entry + 1).clamp(max=window))
+        )
+        keys, values = buffer.of_parts(part, slots.count)
+        return attend_slots(q, keys, values, slots, extra_score=self.sink_score(q, range(self.kv_heads)))
 
     def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
         cache = super().new_cache(rows * self.options.dilation, dtype, device)

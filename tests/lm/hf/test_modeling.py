@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -190,6 +191,18 @@ def test_device_map_auto(new_model, pattern, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="auto")
     torch.testing.assert_close(loaded(TOKENS.to(loaded.device)).logits.cpu(), model(TOKENS).logits, **CLOSE)
     assert loaded.generate(TOKENS, max_new_tokens=3, do_sample=False).shape == (3, 17)
+
+
+@pytest.mark.parametrize("moved", ["embed_tokens", "layers.1", "norm"])
+def test_layers_on_several_devices_are_refused(new_model, moved):
+    model = new_model("rat global")
+    for name, module in model.model.named_children():
+        for hooked in module if name == "layers" else [module]:
+            add_hook_to_module(hooked, AlignDevicesHook(execution_device="cpu"))
+    model(TOKENS)
+    add_hook_to_module(model.model.get_submodule(moved), AlignDevicesHook(execution_device="meta"))
+    with pytest.raises(ValueError, match="over cpu, meta; they must run on one device"):
+        model(TOKENS)
 
 
 def test_a_smaller_dtype_on_loading(new_model, pattern, tmp_path):

@@ -21,7 +21,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "local": {"kind": "attention", "window": 3},
     "local_one": {"kind": "attention", "window": 1},
     "dilated": {"kind": "attention", "window": 3, "dilation": 2},
-    "dilated_all": {"kind": "attention", "dilation": 3},
+    "dilated_all": {"kind": "attention", "dilation": 3, "sink": True},
     "bias_llama3": {
         "kind": "attention",
         "qkv_bias": True,

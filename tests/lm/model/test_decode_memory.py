@@ -15,6 +15,7 @@ MIXERS = {
     "local": {"kind": "attention", "window": 64},
     "global": {"kind": "attention"},
     "sink": {"kind": "attention", "sink": True},
+    "dilated": {"kind": "attention", "dilation": 4, "sink": True},
     "ls": {"kind": "long_short", "short_heads": 2, "window": 16},
     "s2": {"kind": "shifted_short", "group_size": 8},
 }
