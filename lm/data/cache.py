@@ -27,6 +27,11 @@ from lm.errors import UserError
 _MANIFEST = "manifest.json"
 _VERIFIED = "verified.json"
 _SYNCS = 8
+_UNWRITABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EEXIST),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +46,7 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None], key
     folder = cache_dir / name
     if damage(folder) is None:
         return folder
-    with _writable(cache_dir, key), _locked(cache_dir, name, key):
+    with writable(cache_dir, key), _locked(cache_dir, name, key):
         problem = damage(folder)
         if problem is None:
             return folder
@@ -177,11 +182,22 @@ def without_locks(folder: Path, key: str, error: OSError) -> UserError:
 
 
 @contextlib.contextmanager
-def _writable(cache_dir: Path, key: str) -> Iterator[None]:
+def writable(cache_dir: Path, key: str = "data.cache_dir") -> Iterator[None]:
+    """Makes the folder of a cache, which the option `key` names, for what is written in it.
+
+    Raises:
+        NotWritableError: it is another user's, its disk is full, or the like.
+    """
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST}:
+        if error.errno not in _UNWRITABLE:
             raise
-        raise UserError(f"{key}: '{cache_dir}' cannot be written: {error.strerror}. Name a folder that can.") from error
+        raise NotWritableError(
+            f"{key}: '{cache_dir}' cannot be written: {error.strerror}. Name a folder that can."
+        ) from error
+
+
+class NotWritableError(UserError):
+    """A cache of which only what is there can be used."""

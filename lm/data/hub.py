@@ -7,6 +7,7 @@ reached the commit that it named last counts: tokens that are there are trained 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -16,12 +17,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lm.data.cache import NotWritableError, cached_folder, writable
 from lm.data.fingerprint import digest
 from lm.data.options import SourceOptions
-from lm.data.readers import Document, Part, Record, Unreadable
+from lm.data.readers import Document, Part, Record, Unreadable, records_of
 from lm.data.samples import samples_of
 from lm.data.sharding import LARGEST, SMALLEST
 from lm.data.source_options import HubOptions
@@ -32,6 +35,7 @@ from lm.errors import UserError
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FRESH_SECONDS = 600
 _ROWS_AT_ONCE = 256
+_SHARDS = "shards.json"
 _SAID = 400
 """Characters of a library's message that are passed on."""
 _CONNECTION = {"TransportError", "ConnectionError", "ClientConnectionError"}
@@ -82,37 +86,58 @@ class HubSource(Source):
             return None
         if self.hub.revision is not None and _COMMIT.fullmatch(self.hub.revision):
             return self.hub.revision
-        record = self._record
-        if record.is_file() and time.time() - record.stat().st_mtime < _FRESH_SECONDS:
-            return str(json.loads(record.read_text())["commit"])
+        known = self._known()
+        if known and time.time() - self._record.stat().st_mtime < _FRESH_SECONDS:
+            return known["commit"]
         try:
             commit = _ask_for_commit(self.options.path, self.hub.revision)
         except Exception as error:
-            if record.is_file() and _unreachable(error):
-                known = json.loads(record.read_text())
-                _log.warning(
-                    "%s: the Hub cannot be reached; going on with commit %s, which it named on %s.",
-                    self.key,
-                    known["commit"],
-                    known["asked"],
-                )
-                return str(known["commit"])
-            raise self._error(error) from error
-        record.parent.mkdir(parents=True, exist_ok=True)
-        own = record.with_suffix(f".{os.getpid()}")  # one rename, for processes that ask at once
-        own.write_text(json.dumps({"commit": commit, "asked": time.strftime("%Y-%m-%d %H:%M:%S")}))
-        own.replace(record)
+            if not (known and _unreachable(error)):
+                raise self._error(error) from error
+            return self._go_on_with(known, "the Hub cannot be reached")
+        try:
+            self._note(commit, time.strftime("%Y-%m-%d %H:%M:%S"))
+        except NotWritableError:
+            if not known:
+                raise
+            return commit if commit == known["commit"] else self._go_on_with(known, "data.cache_dir cannot be written")
         return commit
+
+    def _go_on_with(self, known: dict[str, str], reason: str) -> str:
+        said = "%s: %s; going on with commit %s, which the Hub named on %s."
+        _log.warning(said, self.key, reason, known["commit"], known["asked"])
+        return known["commit"]
 
     @property
     def _record(self) -> Path:
         """Keeps the commit that the Hub named last."""
         return self.cache_dir / f"hub-{digest([self.options.path, self.hub.revision])}.json"
 
+    def _known(self) -> dict[str, str] | None:
+        """The commit that the Hub named last, and when it was asked."""
+        try:
+            known: dict[str, str] = json.loads(self._record.read_text())
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None
+        return known
+
+    def _note(self, commit: str, asked: str) -> None:
+        """Raises NotWritableError."""
+        own = self._record.with_suffix(f".{os.getpid()}")  # one rename, for processes that ask at once
+        with writable(self.cache_dir):
+            try:
+                own.write_text(json.dumps({"commit": commit, "asked": asked}))
+                own.replace(self._record)
+            finally:
+                own.unlink(missing_ok=True)
+
     def hold(self) -> None:
         """Lets the commit count for ten minutes more: tokenizing takes hours, and then all ranks of a run look."""
-        if self._record.is_file() and json.loads(self._record.read_text())["commit"] == self.commit:
-            os.utime(self._record)
+        known = self._known()
+        if known and known["commit"] == self.commit:
+            # Where it cannot be written, whoever looks next goes on with it whatever its age.
+            with contextlib.suppress(NotWritableError):
+                self._note(known["commit"], known["asked"])
 
     @cached_property
     def dataset(self) -> Any:
@@ -121,26 +146,65 @@ class HubSource(Source):
 
         datasets.disable_progress_bars()
         path = os.path.expanduser(self.options.path)
-        try:
-            return datasets.load_dataset(
-                path, self.hub.config, split=self.hub.split, revision=self.commit, streaming=self.hub.streaming
+        if Path(path, datasets.config.DATASET_STATE_JSON_FILENAME).exists():
+            raise UserError(
+                f"{self.key}.hub: '{path}' was written by save_to_disk, which load_dataset does not read: leave out "
+                f"hub, and set {self.key}.path to '{path}/*.arrow'."
             )
+        try:
+            builder = datasets.load_dataset_builder(path, self.hub.config, revision=self.commit)
+            self._check(builder)
+            if self.hub.streaming:
+                return builder.as_streaming_dataset(split=self.hub.split)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=self.hub.split)
+        except UserError:
+            raise
         except Exception as error:  # of many libraries below it
             raise self._error(error) from error
+
+    def _check(self, builder: Any) -> None:
+        """Whether `datasets` gives what was asked for: what it cannot reach it replaces by any copy that it has."""
+        from datasets.packaged_modules.cache.cache import Cache
+
+        if self.commit is None:
+            return
+        found = builder.hash if self.hub.streaming else Path(builder.cache_dir).name
+        if found != self.commit:
+            use = f", set {self.key}.hub.revision to {found} to use that copy" if _COMMIT.fullmatch(found) else ""
+            raise UserError(
+                f"{self.key}.path: '{self.options.path}' cannot be loaded as of commit {self.commit}; all that "
+                f"`datasets` has is another copy, '{builder.cache_dir}'. Call again where the Hub can be reached{use}, "
+                "or remove it if it is no longer wanted."
+            )
+        if isinstance(builder, Cache) and self.hub.config is None and builder.config.name != "default":
+            raise UserError(
+                f"{self.key}.hub.config: without the Hub nothing tells which configuration of '{self.options.path}' is "
+                f"its default; `datasets` has a copy of {builder.config.name}: name it, if that is the one."
+            )
 
     @cached_property
     def shards(self) -> tuple[tuple[Part, ...], ...]:
         """Rows of a dataset on disk; of one that is streamed, its own shards."""
+        decisive = {name: value for name, value in self.made_of().items() if name != "read_as"}
+        # Kept, so that whoever finds all tokens in the cache asks neither the Hub nor `datasets`.
+        folder = cached_folder(self.cache_dir, f"shards-{digest(decisive)}", self._write_shards)
         name = Path(self.options.path)
+        return tuple((Part(name, *numbers),) for numbers in json.loads((folder / _SHARDS).read_text()))
+
+    def _write_shards(self, folder: Path) -> None:
+        """Size, begin and end of each."""
         if self.hub.streaming:
             count = self.dataset.num_shards
             size = (self.dataset.info.dataset_size or 0) // count
-            return tuple((Part(name, size, number, number + 1),) for number in range(count))
-        rows, size = len(self.dataset), self.dataset.data.nbytes
-        wanted = self.shard_bytes or min(LARGEST, max(SMALLEST, size // 512))
-        count = max(1, min(rows, -(-size // wanted)))
-        cuts = [rows * number // count for number in range(count + 1)]
-        return tuple((Part(name, size // count, cuts[n], cuts[n + 1]),) for n in range(count))
+            cuts = list(range(count + 1))
+        else:
+            rows, nbytes = len(self.dataset), self.dataset.data.nbytes
+            wanted = self.shard_bytes or min(LARGEST, max(SMALLEST, nbytes // 512))
+            count = max(1, min(rows, -(-nbytes // wanted)))
+            size = nbytes // count
+            cuts = [rows * number // count for number in range(count + 1)]
+        (folder / _SHARDS).write_text(json.dumps([[size, begin, end] for begin, end in pairwise(cuts)]))
 
     def read(self, part: Part) -> Iterator[Document | Unreadable]:
         """What is found in a part."""
@@ -154,18 +218,19 @@ class HubSource(Source):
         names = dataset.column_names or []
         return dataset.select_columns(fields) if fields and set(fields) <= set(names) else dataset
 
-    def _rows(self, part: Part) -> Iterator[Record]:
+    def _rows(self, part: Part) -> Iterator[Record | Unreadable]:
         rows = self._chosen(self.dataset).with_format("arrow")
         assert part.end is not None
         for begin in range(part.begin, part.end, _ROWS_AT_ONCE):
-            for number, values in enumerate(rows[begin : min(begin + _ROWS_AT_ONCE, part.end)].to_pylist(), begin + 1):
-                yield Record(part.path, f"row {number}", values, number)
+            yield from records_of(rows[begin : min(begin + _ROWS_AT_ONCE, part.end)], part.path, begin)
 
-    def _streamed(self, part: Part) -> Iterator[Record]:
+    def _streamed(self, part: Part) -> Iterator[Record | Unreadable]:
         shard = self._chosen(self.dataset).shard(num_shards=self.dataset.num_shards, index=part.begin)
+        row = 0
         try:
-            for number, values in enumerate(shard, 1):
-                yield Record(part.path, f"row {number} of its shard {part.begin + 1}", values, number)
+            for rows in shard.with_format("arrow").iter(_ROWS_AT_ONCE):
+                yield from records_of(rows, part.path, row, f" of its shard {part.begin + 1}")
+                row += rows.num_rows
         except UserError:
             raise
         except Exception as error:

@@ -135,6 +135,15 @@ def test_a_cache_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -
         cached_folder(tmp_path / "file" / "cache", "thing", build)
 
 
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_the_users_to_change(tmp_path: Path, fault: int) -> None:
+    def build_in_vain(folder: Path) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    with pytest.raises(UserError, match=rf"^data\.cache_dir: .* cannot be written: {os.strerror(fault)}"):
+        cached_folder(tmp_path, "thing", build_in_vain)
+
+
 def test_a_cache_on_a_disk_without_locks_is_the_users_to_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

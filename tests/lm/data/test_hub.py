@@ -1,6 +1,11 @@
 """Datasets of the Hub: from folders laid out as one, and what is said and done where the Hub cannot be reached."""
 
+import contextlib
+import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,13 @@ import pyarrow.parquet
 import pytest
 
 from lm.data import hub
-from lm.data.options import DataOptions
+from lm.data.options import DataOptions, SourceOptions
 from lm.data.prepare import Prepared, prepare
+from lm.data.sources import find_source
 from lm.data.workers import Progress
 from lm.errors import UserError
 
+COMMIT = "0123456789" * 4
 CARD = """---
 configs:
 - config_name: plain
@@ -120,30 +127,135 @@ def test_a_hub_that_cannot_be_reached_is_one_error_that_says_what_to_do(
         prepared_from("someone/corpus", tmp_path / "cache", {})
 
 
-def test_tokens_that_are_there_need_no_hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.fixture
+def on_the_hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Lets someone/corpus be the repository, at one commit; and what was asked of the Hub."""
+    asked: list[tuple[str, str | None]] = []
+    load = datasets.load_dataset_builder
 
     def answered(path: str, revision: str | None) -> str:
         asked.append((path, revision))
-        return "0123456789" * 4
+        return COMMIT
 
-    load = datasets.load_dataset
-
-    def from_disk(path: str, name: str | None, *, revision: str, **options: Any) -> Any:
-        assert (path, revision) == ("someone/corpus", "0123456789" * 4)
-        return load(str(repository), name, **options)
+    def from_disk(path: str, name: str | None, *, revision: str) -> Any:
+        assert (path, revision) == ("someone/corpus", COMMIT)
+        builder = load(str(repository), name)
+        builder.hash = COMMIT
+        builder._cache_dir = builder._output_dir = builder._build_cache_dir()
+        return builder
 
     monkeypatch.setattr(hub, "_ask_for_commit", answered)
-    monkeypatch.setattr(datasets, "load_dataset", from_disk)
-    took_hours = aged(tmp_path / "cache")
-    first = prepared_from("someone/corpus", tmp_path / "cache", {"revision": "v1"}, took_hours)
-    assert asked == [("someone/corpus", "v1")]
-    prepared_from("someone/corpus", tmp_path / "cache", {"revision": "v1"})
-    assert len(asked) == 1, "whoever comes when it is tokenized reads the same commit"
+    monkeypatch.setattr(datasets, "load_dataset_builder", from_disk)
+    return asked
 
-    def unreachable(path: str, revision: str | None) -> str:
-        raise httpx.ConnectError("no network")
 
+def unreachable(*_: object, **__: object) -> Any:
+    raise httpx.ConnectError("no network")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tokens_that_are_there_need_no_hub(
+    on_the_hub: list[tuple[str, str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    chosen = {"revision": "v1", "streaming": streaming}
+    first = prepared_from("someone/corpus", tmp_path / "cache", chosen, aged(tmp_path / "cache"))
+    assert on_the_hub == [("someone/corpus", "v1")]
+    prepared_from("someone/corpus", tmp_path / "cache", chosen)
+    assert len(on_the_hub) == 1, "whoever comes when it is tokenized reads the same commit"
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     monkeypatch.setattr(hub, "_ask_for_commit", unreachable)
     monkeypatch.setattr(hub, "_FRESH_SECONDS", 0)
-    assert prepared_from("someone/corpus", tmp_path / "cache", {"revision": "v1"}).fingerprint == first.fingerprint
+    again = prepared_from("someone/corpus", tmp_path / "cache", chosen)
+    assert (again.fingerprint, texts(again)) == (first.fingerprint, texts(first))
+    with pytest.raises(UserError, match="the Hugging Face Hub cannot be reached"):
+        prepared_from("someone/corpus", tmp_path / "cache", chosen | {"split": "test"})
+
+
+def test_a_cache_that_another_user_made_is_read(
+    on_the_hub: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with shared_folder() as cache:
+        first = prepared_from("someone/corpus", cache, {})
+        monkeypatch.setattr(hub, "_FRESH_SECONDS", 0)
+        monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+        with read_only(cache):
+            assert prepared_from("someone/corpus", cache, {}).fingerprint == first.fingerprint
+            assert not caplog.records
+            monkeypatch.setattr(hub, "_ask_for_commit", lambda path, revision: "f" * 40)
+            assert prepared_from("someone/corpus", cache, {}).fingerprint == first.fingerprint
+            assert f"data.cache_dir cannot be written; going on with commit {COMMIT}" in caplog.text
+            with pytest.raises(UserError, match=r"^data\.cache_dir: .* cannot be written: Permission denied"):
+                prepared_from("someone/corpus", cache, {"revision": "other"})
+
+
+@contextlib.contextmanager
+def shared_folder() -> Iterator[Path]:
+    """One whose parents any user may enter, which those of tmp_path are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "cache"
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """As it is to a user who may only read it; root is made another user for that."""
+    folders = [folder, *filter(Path.is_dir, folder.rglob("*"))]
+    user = os.geteuid()
+    try:
+        for one in folders:
+            one.chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        for one in folders:
+            one.chmod(0o755)
+
+
+@pytest.fixture
+def offline(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `datasets`, which may not ask the Hub, keeps its copies of someone/corpus; folders below are commits."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    builder = datasets.load_dataset_builder(str(repository))
+    builder.download_and_prepare()
+    copies = tmp_path / "datasets" / "someone___corpus" / "plain" / "0.0.0"
+    shutil.copytree(builder.cache_dir, copies / COMMIT)
+    described = copies / COMMIT / "dataset_info.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"dataset_name": "corpus"}))
+    for file in (copies / COMMIT).glob("repository-*"):
+        file.rename(file.with_name(file.name.replace("repository", "corpus")))
+    return copies
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_commit_than_the_one_asked_for_is_not_taken(offline: Path, tmp_path: Path, streaming: bool) -> None:
+    chosen = {"config": "plain", "revision": COMMIT, "streaming": streaming}
+    assert len(texts(prepared_from("someone/corpus", tmp_path / "cache", chosen))) == 50
+    other = "b" * 40
+    with pytest.raises(
+        UserError, match=rf"as of commit {other}.*{COMMIT}'.*data\.sources\.0\.hub\.revision to {COMMIT}"
+    ):
+        prepared_from("someone/corpus", tmp_path / "cache", chosen | {"revision": other})
+    with pytest.raises(UserError, match=r"^data\.sources\.0\.hub\.config: .*default.* a copy of plain"):
+        prepared_from("someone/corpus", tmp_path / "cache", {"revision": COMMIT, "streaming": streaming})
+
+
+def test_a_saved_dataset_is_read_as_the_files_that_it_is(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"^data\.sources\.0\.hub: .*save_to_disk.*saved/\*\.arrow") as raised:
+        prepared_from(tmp_path / "saved", tmp_path / "cache", {})
+    path = str(raised.value).split("'")[3]
+    assert find_source(SourceOptions(path=path), "data.sources.0").files
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_that_is_none_is_one_bad_record(repository: Path, tmp_path: Path, streaming: bool) -> None:
+    column = pyarrow.array([b"row 30", b"\xff\xfe", b"row 32"])
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 3, column.buffers())
+    table = pyarrow.table({"text": text, "score": [0, 0, 0]})
+    pyarrow.parquet.write_table(table, repository / "plain" / "train-1.parquet")
+    prepared = prepared_from(repository, tmp_path / "cache", {"streaming": streaming})
+    assert texts(prepared) == [f"row {row}" for row in (*range(31), 32)]
+    assert prepared.manifests[0].skipped == {"not UTF-8": 1}
+    assert ("row 2 of its shard 2" if streaming else "row 32") in prepared.manifests[0].examples[0]

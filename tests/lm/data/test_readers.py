@@ -6,9 +6,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lm.data.options import SourceOptions
 from lm.data.readers import Document, Part, Unreadable, Wanted, read_json
+from lm.data.source_options import FilterOptions, RangeOptions
 from lm.data.texts import read_texts
 from lm.errors import UserError
 
@@ -52,6 +55,46 @@ def test_parquet_reads_the_text_column(tmp_path: Path) -> None:
     rows = [f"document {number}" for number in range(1000)]
     pyarrow.parquet.write_table(pyarrow.table({"body": [*rows, None], "n": range(1001)}), path, row_group_size=100)
     assert read(path, "body") == [*rows, "! row 1001: the text field holds NoneType, not text"]
+
+
+def strings(values: list[bytes]) -> pyarrow.Array:
+    """A column of strings, which Arrow does not look into."""
+    buffers = pyarrow.array(values, type=pyarrow.binary()).buffers()
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(values), buffers)
+
+
+@given(
+    values=st.lists(st.binary(min_size=1, max_size=3) | st.just(b"good"), min_size=1, max_size=600),
+    suffix=st.sampled_from([".parquet", ".arrow"]),
+)
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_that_are_no_text_are_told_by_their_row(tmp_path: Path, values: list[bytes], suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    table = pyarrow.table({"text": strings(values)})
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=250)
+    else:
+        with pyarrow.ipc.new_stream(str(path), table.schema) as stream:
+            stream.write_table(table)
+
+    def expected(row: int, value: bytes) -> str:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return f"! row {row}: not UTF-8 text"
+
+    assert read(path) == [expected(row, value) for row, value in enumerate(values, 1)]
+
+
+def test_a_value_that_python_cannot_hold_is_one_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    dates = pyarrow.array([0, 2**40], type=pyarrow.timestamp("s"))  # the second is in the year 36812
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"], "at": dates}), path)
+    options = SourceOptions(path=str(path), filters=FilterOptions(where={"at": RangeOptions(min=0)}))
+    filtered, bad = read_texts(Part(path), options, "")
+    assert isinstance(filtered, Unreadable)
+    assert filtered.kind == "filtered: at"
+    assert str(bad).startswith(f"'{path}' cannot be read at row 2: a value that cannot be read (")
 
 
 def test_a_truncated_parquet_is_unreadable(tmp_path: Path) -> None:
