@@ -24,11 +24,12 @@ from typing import Any
 from lm.data.cache import NotWritableError, cached_folder, writable
 from lm.data.fingerprint import digest
 from lm.data.options import SourceOptions
-from lm.data.readers import Document, Part, Record, Unreadable, records_of
+from lm.data.readers import Document, Part, Record, Unreadable
 from lm.data.samples import samples_of
 from lm.data.sharding import LARGEST, SMALLEST
 from lm.data.source_options import HubOptions
 from lm.data.sources import NOT_CONTENT, Source
+from lm.data.tables import records_of
 from lm.data.texts import texts_of
 from lm.errors import UserError
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lm.data.compression import kind_of
+from lm.data.kinds import RECORDS
 from lm.data.options import ChatOptions, PairsOptions, SamplesOptions
-from lm.data.readers import RECORDS, Document, Part, Record, Unreadable, Wanted, missing_field
+from lm.data.readers import Document, Part, Record, Unreadable, Wanted, missing_field
 from lm.errors import UserError, did_you_mean
 
 Role = Literal["system", "user", "assistant"]

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from lm.data.compression import kind_of
+from lm.data.kinds import RECORDS, TEXTS
 from lm.data.options import FileSourceOptions, SourceOptions
-from lm.data.readers import RECORDS, TEXTS, Document, Part, Unreadable, is_filter
+from lm.data.readers import Document, Part, Unreadable, is_filter
 from lm.data.samples import read_samples
 from lm.data.sharding import TextFile, shards_of
 from lm.data.texts import read_texts

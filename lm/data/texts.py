@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from lm.data.compression import kind_of
+from lm.data.kinds import RECORDS, TEXTS
 from lm.data.options import SourceOptions
-from lm.data.readers import RECORDS, TEXTS, Document, Part, Record, Unreadable, Wanted, empty, missing_field
+from lm.data.readers import Document, Part, Record, Unreadable, Wanted, empty, missing_field
 
 
 def read_texts(part: Part, options: SourceOptions, key: str) -> Iterator[Document | Unreadable]:

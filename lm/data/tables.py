@@ -1,0 +1,82 @@
+"""Readers of tables: .parquet by row groups, .arrow in either of its layouts, and rows that are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from lm.data.readers import Part, Record, Unreadable, Wanted
+from lm.errors import first_line
+
+
+def read_parquet(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
+    """The rows of a parquet file, a few in memory at a time; of the wanted fields alone where it has them all."""
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(part.path) as table:
+            names = table.schema_arrow.names
+            columns = list(wanted.fields) if wanted.fields and set(wanted.fields) <= set(names) else None
+            groups = range(part.begin, table.num_row_groups if part.end is None else part.end)
+            row = sum(table.metadata.row_group(group).num_rows for group in range(part.begin))
+            for batch in table.iter_batches(batch_size=256, row_groups=list(groups), columns=columns):
+                yield from records_of(batch, part.path, row)
+                row += batch.num_rows
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = f"not a whole parquet file ({first_line(error)})"
+        yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
+
+
+def read_arrow(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
+    """The rows of an Arrow file, in either of its layouts: of a stream, as `datasets` writes it, or with an index."""
+    row = 0
+    try:
+        with pyarrow.memory_map(str(part.path)) as source:
+            for batch in _arrow_batches(source):
+                columns = [name for name in batch.schema.names if name in wanted.fields]
+                chosen = batch.select(columns) if columns and len(columns) == len(wanted.fields) else batch
+                for begin in range(0, chosen.num_rows, 256):
+                    rows = chosen.slice(begin, 256)
+                    yield from records_of(rows, part.path, row)
+                    row += rows.num_rows
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = f"not a whole Arrow file ({first_line(error)})"
+        yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
+
+
+def _arrow_batches(source: Any) -> Iterator[Any]:
+    if source.read(6) == b"ARROW1":
+        with pyarrow.ipc.open_file(source) as table:
+            yield from (table.get_batch(number) for number in range(table.num_record_batches))
+        return
+    source.seek(0)
+    with pyarrow.ipc.open_stream(source) as stream:
+        yield from stream
+
+
+def records_of(table: Any, path: Path, before: int, of: str = "") -> Iterator[Record | Unreadable]:
+    """The rows of an Arrow table or batch, the first of which is row `before` + 1.
+
+    of: what that counts in, in words, where it is not the file.
+    """
+    for number, values in enumerate(_values_of(table), before + 1):
+        place = f"row {number}{of}"
+        if isinstance(values, UnicodeDecodeError):
+            yield Unreadable(path, place, "not UTF-8 text", "not UTF-8")
+        elif isinstance(values, Exception):
+            yield Unreadable(path, place, f"a value that cannot be read ({first_line(values)})")
+        else:
+            yield Record(path, place, values, number)
+
+
+def _values_of(table: Any) -> list[dict[str, Any] | Exception]:
+    try:
+        values: list[dict[str, Any] | Exception] = table.to_pylist()
+    except (ValueError, OverflowError) as error:  # of bytes that are no text, or of dates that Python does not know
+        if table.num_rows == 1:
+            return [error]
+        return [value for row in range(table.num_rows) for value in _values_of(table.slice(row, 1))]
+    return values
