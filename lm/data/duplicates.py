@@ -37,17 +37,21 @@ class Hashing:
         read_as = {name: value for name, value in made_of["read_as"].items() if name != "drop_duplicates"}
         return self.cache_dir / f"hashes-{digest(made_of | {'read_as': read_as})}"
 
+    def name(self, number: int) -> str:
+        """What the folder of a shard's hashes is called."""
+        return shard_name(number)
+
     def __call__(self, number: int, report: Callable[..., None]) -> None:
         def build(folder: Path) -> None:
             documents = reporting(self.source.shard(number), report)
             (folder / "hashes").write_bytes(b"".join(wide_hash(document.utf8) for document in documents))
 
-        cached_folder(self.folder, shard_name(number), build)
+        cached_folder(self.folder, self.name(number), build)
 
     def hashes(self) -> list[np.ndarray]:
         """Of the documents of every shard, [n, 2] uint64, where all are written."""
         numbers = range(len(self.source.shards))
-        return [mapped(self.folder / shard_name(number) / "hashes", "<u8").reshape(-1, 2) for number in numbers]
+        return [mapped(self.folder / self.name(number) / "hashes", "<u8").reshape(-1, 2) for number in numbers]
 
 
 def write_duplicates(target: Path, before: Sequence[Hashing], own: Hashing) -> None:

@@ -173,7 +173,8 @@ AnySourceOptions = Annotated[
 class ValidationOptions(Options):
     """What is held out of training: whole documents, chosen by a hash of their content.
 
-    Every source gives at least one; of a source that is a single text, the end is held out from a line break on.
+    Every source gives at least one; of a source that is a single text, the end is held out from a line break on. A
+    document is on the same side in all sources that hold it, so no source trains on what another holds out.
     """
 
     fraction: float = Field(

@@ -23,16 +23,15 @@ from lm.data.order import SequentialOrder
 from lm.data.recall import ENDLESS, GeneratedRows
 from lm.data.recall_options import GeneratedOptions
 from lm.data.rows import Rows
-from lm.data.source_rows import source_rows
+from lm.data.source_rows import require_text, source_rows
 from lm.data.sources import Source, find_source
 from lm.data.store import CONTENT
 from lm.data.tokenizer_of import tokenizer_of
 from lm.data.tokenizer_options import NumbersOptions
 from lm.data.tokenizers import NumbersTokenizer, Tokenizer
-from lm.data.tokenizing import FORMAT, Shards, first_shards, make_shards, tokenized
+from lm.data.tokenizing import FORMAT, Shards, each_once, first_shards, make_shards, tokenized, work_on
 from lm.data.validation import Validation, validation_of
 from lm.data.workers import Crew, Progress
-from lm.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +45,7 @@ class Prepared:
         fingerprint: equal for equal tokens in equal order, wherever the files lie and whenever they were written.
         parts: fingerprints of the tokenizer and of each source's tokens, by key, to say what of the data has changed.
         manifests: what is in the tokens of each source; none where rows are generated.
-        statistics: their sum; None where rows are generated.
+        statistics: their sum, tokens that several sources read counted once; None where rows are generated.
         validation_statistics: counts of the held-out text; zeros where there is none.
         mix: the sources, for rows of other lengths in another mix.
         shards: for each source that is read, its first so many shards, None for all.
@@ -104,10 +103,10 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
     sources = _sources(options)
     crew = Crew(progress or (lambda stage, done, total: None), processes)
     tokenizer = tokenizer_of(options, sources, crew)
-    found = [tokenized(options, source, tokenizer, crew, sources[:index]) for index, source in enumerate(sources)]
+    works = work_on(options, sources, tokenizer, crew)
+    found = [tokenized(options, work, crew) for work in works]
     for source, made in zip(sources, found, strict=True):
-        if not made.stores:
-            raise UserError(_nothing_left(options, source, made.manifest))
+        require_text(options, source, made, options.shards)
         source.hold()
 
     def shards_of(index: int) -> Callable[[int | None], Shards]:
@@ -115,7 +114,7 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
         def made(count: int | None) -> Shards:
             if count == options.shards:
                 return found[index]
-            return first_shards(options, sources[index], tokenizer, crew, sources[:index], count)
+            return first_shards(works[index], crew, count)
 
         return made
 
@@ -127,17 +126,16 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
         options.shards,
     )
     made_of = [made.contents() for made in found]
-    held_out = [made.held_out for made in found]
-    held_of = [contents(store.folder.parent, CONTENT) for store in held_out]
+    held_of = [contents(made.held_out.folder.parent, CONTENT) for made in found]
     return Prepared(
         tokenizer=tokenizer,
         train=mix.batches(),
-        validation=validation_of(options, sources, found),
+        validation=validation_of(options, found),
         fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, held_of, *_order(options, sources)]),
         parts={"data.tokenizer": tokenizer.fingerprint, **_by_key(made_of), "data.validation": digest(held_of)},
         manifests=tuple(made.manifest for made in found),
-        statistics=sum((made.manifest for made in found), Manifest()),
-        validation_statistics=sum((counted(store, tokenizer) for store in held_out), Manifest()),
+        statistics=sum((made.manifest for made in each_once(found)), Manifest()),
+        validation_statistics=sum((counted(made.held_out, tokenizer) for made in each_once(found)), Manifest()),
         mix=mix,
         shards=shards,
     )
@@ -154,10 +152,8 @@ def prepare_node(
     crew = Crew(progress or (lambda stage, done, total: None), processes, node)
     sources = _sources(options)
     tokenizer = tokenizer_of(options, sources, crew)
-    return [
-        (source.options.path, *make_shards(options, source, tokenizer, crew, sources[:index]))
-        for index, source in enumerate(sources)
-    ]
+    works = work_on(options, sources, tokenizer, crew)
+    return [(work.own.source.options.path, *make_shards(options, work, crew)) for work in works]
 
 
 def _sources(options: DataOptions) -> list[Source]:
@@ -216,18 +212,3 @@ def _order(options: DataOptions, sources: Sequence[Source]) -> list[Any]:
 
 def _by_key(made_of: Sequence[Any]) -> dict[str, str]:
     return {f"data.sources.{index}": digest(content) for index, content in enumerate(made_of)}
-
-
-def _nothing_left(options: DataOptions, source: Source, made: Manifest) -> str:
-    named = f"{source.key}, '{source.options.path}'"
-    if made.dropped:
-        return (
-            f"data.sequence_length: {options.sequence_length} is too short for {named}: every sample that is to be "
-            "trained on has longer answers. Raise it."
-        )
-    if made.duplicates and not made.held_out:
-        return f"{source.key}.drop_duplicates: sources before it hold every text of '{source.options.path}'."
-    return (
-        f"data.validation.fraction: {options.validation.fraction} holds out all of {named}: its documents are all "
-        "equal. Add text, or set data.validation.fraction=0."
-    )

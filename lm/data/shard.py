@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from lm.data.cache import cached_folder
 from lm.data.duplicates import duplicates_of
@@ -25,6 +28,8 @@ from lm.data.tokenizers import Tokenizer
 
 _ENCODE_BYTES = 4_000_000
 _SHARD = "shard.json"
+PLACES = "split_places"
+"""Hashes of a shard's documents by which they were divided, ascending, float64; no file where nothing is held out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +39,8 @@ class Tokenizing:
     Attributes:
         folder: of the source in the cache.
         encoder: of samples; None for texts.
+        split: the rule that the shards are made by.
+        names: of the folders of those shards that are not called as usual.
         duplicates: see `lm.data.duplicates`; None where equal texts are kept.
     """
 
@@ -42,12 +49,21 @@ class Tokenizing:
     tokenizer: Tokenizer
     encoder: SampleEncoder | None
     split: Split
-    options: ValidationOptions
     duplicates: Path | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> ValidationOptions:
+        """What is to be held out."""
+        return self.split.options
+
+    def name(self, number: int) -> str:
+        """What the folder of a shard is called."""
+        return self.names.get(number, shard_name(number))
 
     def __call__(self, number: int, report: Callable[..., None]) -> None:
         """Makes shard `number`; `report` hears (bytes of text, documents, tokens) that were added."""
-        cached_folder(self.folder, shard_name(number), partial(self._build, number=number, report=report))
+        cached_folder(self.folder, self.name(number), partial(self._build, number=number, report=report))
 
     def _build(self, folder: Path, number: int, report: Callable[..., None]) -> None:
         skipped: list[Unreadable] = []
@@ -60,10 +76,11 @@ class Tokenizing:
         )
         train = StoreWriter(folder / "train", self.tokenizer, keep_text=False)
         held_out = StoreWriter(folder / "held_out", self.tokenizer, keep_text=True)
+        places = array("d")
         with train, held_out:
             for batch in _in_batches(documents):
                 before = train.num_tokens
-                self._add(batch, train, held_out, encoder)
+                places.extend(self._add(batch, train, held_out, encoder))
                 report(sum(len(document.utf8) for document in batch), len(batch), train.num_tokens - before)
         kept = counted(TokenStore(folder / "train"), self.tokenizer)
         found = replace(
@@ -76,14 +93,18 @@ class Tokenizing:
             examples=tuple(_in_words(skipped)),
         )
         (folder / _SHARD).write_text(json.dumps(found.to_json()))
+        if self.options.fraction:
+            write_places(folder, places)
 
     def _add(
         self, batch: Sequence[Document], train: StoreWriter, held_out: StoreWriter, encoder: SampleEncoder | None
-    ) -> None:
+    ) -> list[float]:
+        """Writes the documents to their sides; the hashes that these follow from."""
         room = self.options.max_bytes
         sides: tuple[list[Document], list[Document]] = [], []
-        for document in batch:
-            for part, is_held_out in self.split.parts(document):
+        places = list(map(self.split.place, batch))
+        for document, place in zip(batch, places, strict=True):
+            for part, is_held_out in self.split.parts(document, place):
                 if not is_held_out or room is None or len(part.utf8) <= room:
                     sides[is_held_out].append(part)
         for writer, documents in zip((train, held_out), sides, strict=True):
@@ -92,12 +113,18 @@ class Tokenizing:
             else:
                 samples = [document for document in documents if isinstance(document, Sample)]
                 writer.add_targeted(encoder(samples))
+        return places
 
 
-def manifest_of(folder: Path, numbers: Sequence[int]) -> Manifest:
-    """The sum over these shards of a source."""
-    shards = (json.loads((folder / shard_name(number) / _SHARD).read_text()) for number in numbers)
-    return sum(map(Manifest.from_json, shards), Manifest())
+def manifest_of(shards: Iterable[Path]) -> Manifest:
+    """The sum over shards, by their folders."""
+    found = (json.loads((folder / _SHARD).read_text()) for folder in shards)
+    return sum(map(Manifest.from_json, found), Manifest())
+
+
+def write_places(folder: Path, places: Sequence[float]) -> None:
+    """Writes `PLACES` for documents with these hashes."""
+    (folder / PLACES).write_bytes(np.sort(np.array(places, dtype="<f8")).tobytes())
 
 
 def _in_words(skipped: Sequence[Unreadable]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lm.data.manifest import Manifest
 from lm.data.mix import SourceRows
 from lm.data.options import DataOptions, SourceOptions
 from lm.data.packing import PackedRows, PlanWriter, shortest_of_longest
@@ -23,20 +24,23 @@ def source_rows(options: DataOptions, source: Source, made: Callable[[int | None
     made: its first so many shards, None for all.
 
     Raises:
-        UserError: naming the key, no document is long enough.
+        UserError: naming the key, no document is long enough. So do the rows of a stage, and where its shards hold
+            nothing to train on.
     """
     chosen = source.options
     if not isinstance(chosen, SourceOptions):
-        return SourceRows(
-            lambda length, shards: _joined([rows_of(store, length) for store in made(shards).stores]),
-            chosen.weight,
-            chosen.max_epochs,
-            only_length=options.sequence_length,
-        )
+
+        def samples(sequence_length: int, shards: int | None) -> Rows:
+            read = made(shards)
+            require_text(options, source, read, shards)
+            return _joined([rows_of(store, sequence_length) for store in read.stores])
+
+        return SourceRows(samples, chosen.weight, chosen.max_epochs, only_length=options.sequence_length)
     _min_tokens(chosen, source.key, made(options.shards))
 
     def rows(sequence_length: int, shards: int | None) -> Rows:
         read = made(shards)
+        require_text(options, source, read, shards)
         min_tokens = _min_tokens(chosen, source.key, read)
         if options.packing == "concat" and min_tokens == 0:
             return _joined([rows_of(store, sequence_length) for store in read.stores])
@@ -49,6 +53,37 @@ def source_rows(options: DataOptions, source: Source, made: Callable[[int | None
         return _joined([part for part in packed if len(part)])
 
     return SourceRows(rows, chosen.weight, chosen.max_epochs)
+
+
+def require_text(options: DataOptions, source: Source, made: Shards, shards: int | None) -> None:
+    """Raises UserError, naming the key, where a source's first so many shards (None: all) hold nothing to train on."""
+    if made.stores:
+        return
+    named = f"{source.key}, '{source.options.path}'"
+    if made.manifest.dropped:
+        raise UserError(
+            f"data.sequence_length: {options.sequence_length} is too short for {named}: every sample that is to be "
+            "trained on has longer answers. Raise it."
+        )
+    if made.count < made.total:
+        key = "data.shards" if shards == options.shards else f"train.stages: shards {shards}"
+        raise UserError(
+            f"{key}: of the first {made.count} of {made.total} shards of {named} nothing is trained on: "
+            f"{_left_out(made.manifest)}. Read more shards."
+        )
+    if made.manifest.duplicates and not made.manifest.held_out:
+        raise UserError(f"{source.key}.drop_duplicates: sources before it hold every text of '{source.options.path}'.")
+    raise UserError(
+        f"data.validation.fraction: {options.validation.fraction} holds out all of {named}: its documents are all "
+        "equal, or they are the few that other sources hold out. Add text, set data.validation.seed to hold out "
+        "others, or set data.validation.fraction=0."
+    )
+
+
+def _left_out(made: Manifest) -> str:
+    """What became of documents of which none is trained on."""
+    counts = {"held out": made.held_out, "duplicates": made.duplicates, **made.skipped}
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count) or "they are empty"
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

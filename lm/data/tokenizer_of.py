@@ -34,8 +34,8 @@ def _trained_tokenizer(options: DataOptions, sources: Sequence[Source], crew: Cr
     assert isinstance(wanted, SentencePieceOptions)
 
     def build(folder: Path) -> None:
-        splits = [Split.of(source, options.validation) for source in sources]
-        passages = _sampled(_Sampling(tuple(sources), tuple(splits), wanted.sample_bytes), crew)
+        split = Split.joined(Split.of(source, options.validation) for source in sources)
+        passages = _sampled(_Sampling(tuple(sources), split, wanted.sample_bytes), crew)
         if not passages:
             for source in sources:
                 next(source.documents())  # says so, where there are none
@@ -56,7 +56,7 @@ class _Sampling:
     """Samples the training text of a shard; those of all sources are numbered one after another."""
 
     sources: tuple[Source, ...]
-    splits: tuple[Split, ...]
+    split: Split
     sample_bytes: int
 
     @cached_property
@@ -66,9 +66,8 @@ class _Sampling:
 
     def __call__(self, number: int, report: Callable[..., None]) -> Drawn:
         index, shard = self.shards[number]
-
         documents = reporting(self.sources[index].shard(shard), report)
-        parts = (part for document in documents for part in self.splits[index].parts(document))
+        parts = (part for document in documents for part in self.split.parts(document, self.split.place(document)))
         return sample_passages((part for part, held_out in parts if not held_out), self.sample_bytes)
 
 

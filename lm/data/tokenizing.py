@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.apart import Placing, agreeing, unplaced
 from lm.data.cache import cached_folder, contents, damage
 from lm.data.duplicates import Hashing, write_duplicates
 from lm.data.encoding import SampleEncoder
@@ -26,7 +27,6 @@ from lm.data.fingerprint import digest
 from lm.data.manifest import Manifest
 from lm.data.options import DataOptions, SourceOptions
 from lm.data.shard import Tokenizing, manifest_of
-from lm.data.sharding import shard_name
 from lm.data.sources import Source
 from lm.data.split import Split
 from lm.data.store import CONTENT, StoreWriter, TokenStore
@@ -48,11 +48,14 @@ class Shards:
         folder: holds them.
         stores: their training documents; none is empty.
         manifest: what is in all of them.
+        count, total: how many shards these are, and how many the source has.
     """
 
     folder: Path
     stores: tuple[TokenStore, ...]
     manifest: Manifest
+    count: int
+    total: int
 
     def contents(self) -> list[dict[str, str]]:
         """Checksums of what is trained on, shard by shard: equal for equal tokens."""
@@ -66,69 +69,110 @@ class Tokenized(Shards):
     Attributes:
         held_out: the documents that are held out.
         train_counts: [V] int64, how often each token is predicted in `stores`.
+        shortest: bytes of the source's shortest document, where every one is longer than may be held out.
     """
 
     held_out: TokenStore
     train_counts: np.ndarray
+    shortest: int | None
 
 
-def first_shards(
-    options: DataOptions,
-    source: Source,
-    tokenizer: Tokenizer,
-    crew: Crew,
-    before: Sequence[Source],
-    count: int | None,
-) -> Shards:
-    """The first `count` shards of a source (None: all), made unless they are in the cache.
+def each_once(found: Iterable[Tokenized]) -> list[Tokenized]:
+    """Without those whose tokens are another's: a path that is named twice is read twice and held out once."""
+    return list({made.held_out.folder: made for made in found}.values())
 
-    before: the sources whose texts it may be asked not to repeat.
+
+@dataclass(frozen=True, eq=False)
+class SourceWork:
+    """How the shards of one source of a run are made.
+
+    Attributes:
+        own: by the rule of the source alone.
+        run: the rule of all sources together, see `lm.data.apart`.
+    """
+
+    own: Tokenizing
+    run: Split
+
+
+def work_on(options: DataOptions, sources: Sequence[Source], tokenizer: Tokenizer, crew: Crew) -> list[SourceWork]:
+    """What is to be done for each of a run's sources, none of which is tokenized yet.
 
     Raises:
-        UserError: naming the key, whatever of the source, the split or the cache cannot work.
+        UserError: naming the key, whatever of a source, the split or the cache cannot work.
     """
-    work = _work(options, source, tokenizer, crew, before)
-    numbers = range(len(source.shards))[:count]
-    made = _make("tokenizing", work, numbers, crew)
-    manifest = manifest_of(work.folder, numbers)
-    if not manifest.documents + manifest.held_out + manifest.dropped + manifest.duplicates:
-        raise source.nothing(manifest.skipped, *manifest.examples)
-    if made:
-        _warn(source, manifest)
-    stores = (TokenStore(work.folder / shard_name(number) / "train") for number in numbers)
-    return Shards(work.folder, tuple(store for store in stores if store.num_documents), manifest)
+    works = [_work(options, source, tokenizer, crew, sources[:index]) for index, source in enumerate(sources)]
+    run = Split.joined(work.split for work in works)
+    return [SourceWork(work, run) for work in works]
 
 
-def tokenized(
-    options: DataOptions, source: Source, tokenizer: Tokenizer, crew: Crew, before: Sequence[Source] = ()
-) -> Tokenized:
+def first_shards(work: SourceWork, crew: Crew, count: int | None) -> Shards:
+    """The first `count` shards of a source (None: all), made unless they are in the cache.
+
+    Raises:
+        UserError: naming the key, whatever of the source or the cache cannot work.
+    """
+    numbers = range(len(work.own.source.shards))[:count]
+    made, agreed = _made(work, numbers, crew)
+    return _opened(agreed, numbers, made)
+
+
+def tokenized(options: DataOptions, work: SourceWork, crew: Crew) -> Tokenized:
     """The shards that the options ask for, with what is put together from them; see `first_shards`."""
-    shards = first_shards(options, source, tokenizer, crew, before, options.shards)
-    numbers = range(len(source.shards))[: options.shards]
-    name = "assembled" if len(numbers) == len(source.shards) else f"assembled-{len(numbers)}"
-    build = partial(_assemble, options=options, tokenizer=tokenizer, shards=shards.folder, numbers=numbers)
-    folder = cached_folder(shards.folder, name, build)
-    held_out, counts = TokenStore(folder / "validation"), np.load(folder / _COUNTS)
-    return Tokenized(shards.folder, shards.stores, shards.manifest, held_out, counts)
+    numbers = range(len(work.own.source.shards))[: options.shards]
+    made, agreed = _made(work, numbers, crew)
+    shards = _opened(agreed, numbers, made)
+    name = "assembled" if shards.count == shards.total else f"assembled-{shards.count}"
+    name += f"-{digest(sorted(agreed.names.items()))}" if agreed.names else ""
+    folders = [agreed.folder / agreed.name(number) for number in numbers]
+    folder = cached_folder(
+        shards.folder, name, partial(_assemble, options=options, tokenizer=agreed.tokenizer, shards=folders)
+    )
+    return Tokenized(
+        **vars(shards),
+        held_out=TokenStore(folder / "validation"),
+        train_counts=np.load(folder / _COUNTS),
+        shortest=work.own.split.shortest,
+    )
 
 
-def make_shards(
-    options: DataOptions, source: Source, tokenizer: Tokenizer, crew: Crew, before: Sequence[Source] = ()
-) -> tuple[int, int]:
+def make_shards(options: DataOptions, work: SourceWork, crew: Crew) -> tuple[int, int]:
     """Makes the shards that fall to the crew's node; see `tokenized`.
 
     Returns how many of the source's shards are there, and how many there will be.
     """
-    work = _work(options, source, tokenizer, crew, before)
-    number, nodes = crew.node
-    total = len(range(len(source.shards))[: options.shards])
-    _make("tokenizing", work, range(number - 1, total, nodes), crew)
-    return sum(damage(work.folder / shard_name(shard)) is None for shard in range(total)), total
+    own, (number, nodes) = work.own, crew.node
+    total = len(range(len(own.source.shards))[: options.shards])
+    _make("tokenizing", own, range(number - 1, total, nodes), crew)
+    return sum(damage(own.folder / own.name(shard)) is None for shard in range(total)), total
+
+
+def _made(work: SourceWork, numbers: Sequence[int], crew: Crew) -> tuple[bool, Tokenizing]:
+    """Makes these shards unless they are there; whether there were any to make, and by which rule they are made."""
+    made = _make("tokenizing", work.own, numbers, crew)
+    placing, missing = unplaced(work.own, work.run, numbers)
+    _make("comparing", placing, missing, crew)
+    agreed = agreeing(work.own, work.run, numbers)
+    return _make("tokenizing", agreed, numbers, crew) or made, agreed
+
+
+def _opened(work: Tokenizing, numbers: Sequence[int], made: bool) -> Shards:
+    source, folders = work.source, [work.folder / work.name(number) for number in numbers]
+    manifest = manifest_of(folders)
+    whole = len(numbers) == len(source.shards)
+    if whole and not manifest.documents + manifest.held_out + manifest.dropped + manifest.duplicates:
+        raise source.nothing(manifest.skipped, *manifest.examples)
+    if made:
+        _warn(source, manifest)
+    stores = (TokenStore(folder / "train") for folder in folders)
+    kept = tuple(store for store in stores if store.num_documents)
+    return Shards(work.folder, kept, manifest, len(numbers), len(source.shards))
 
 
 def _work(
     options: DataOptions, source: Source, tokenizer: Tokenizer, crew: Crew, before: Sequence[Source]
 ) -> Tokenizing:
+    """before: the sources whose texts it may be asked not to repeat."""
     encoder = _encoder(options, source, tokenizer)
     compared = _compared(options, source, before)
     made_of = [FORMAT, tokenizer.fingerprint, options.validation.model_dump(mode="json"), source.made_of()]
@@ -139,11 +183,10 @@ def _work(
     def write_split(target: Path) -> None:
         (target / "split.json").write_text(json.dumps(Split.of(source, options.validation).to_json()))
 
-    split = json.loads((cached_folder(folder, "split", write_split) / "split.json").read_text())
+    found = json.loads((cached_folder(folder, "split", write_split) / "split.json").read_text())
+    split = Split.from_json(found, options.validation, source)
     duplicates = _duplicates(folder, compared, crew) if compared else None
-    return Tokenizing(
-        folder, source, tokenizer, encoder, Split(options.validation, **split), options.validation, duplicates
-    )
+    return Tokenizing(folder, source, tokenizer, encoder, split, duplicates)
 
 
 def _compared(options: DataOptions, source: Source, before: Sequence[Source]) -> list[Hashing]:
@@ -178,15 +221,15 @@ def _encoder(options: DataOptions, source: Source, tokenizer: Tokenizer) -> Samp
     return SampleEncoder(template, source.options, options.sequence_length)
 
 
-def _make(what: str, work: Tokenizing | Hashing, numbers: Sequence[int], crew: Crew) -> bool:
+def _make(what: str, work: Tokenizing | Hashing | Placing, numbers: Sequence[int], crew: Crew) -> bool:
     """Makes those of these shards that are not there; whether there were any."""
-    missing = [number for number in numbers if damage(work.folder / shard_name(number)) is not None]
+    missing = [number for number in numbers if damage(work.folder / work.name(number)) is not None]
     if missing:
         _in_processes(what, work, missing, crew)
     return bool(missing)
 
 
-def _in_processes(what: str, work: Tokenizing | Hashing, numbers: Sequence[int], crew: Crew) -> None:
+def _in_processes(what: str, work: Tokenizing | Hashing | Placing, numbers: Sequence[int], crew: Crew) -> None:
     source = work.source
     sizes = [sum(part.size for part in shard) for shard in source.shards]
     finished = sum(sizes) - sum(sizes[number] for number in numbers)
@@ -213,21 +256,21 @@ def _in_processes(what: str, work: Tokenizing | Hashing, numbers: Sequence[int],
     say()
 
 
-def _assemble(folder: Path, options: DataOptions, tokenizer: Tokenizer, shards: Path, numbers: Sequence[int]) -> None:
+def _assemble(folder: Path, options: DataOptions, tokenizer: Tokenizer, shards: Sequence[Path]) -> None:
     """Writes the held-out documents of the shards, within their bound, and the counts of all that is trained on."""
     room = options.validation.max_bytes
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     with StoreWriter(folder / "validation", tokenizer, keep_text=True) as writer:
-        for number in numbers:
-            counts += TokenStore(shards / shard_name(number) / "train").counts
+        for shard in shards:
+            counts += TokenStore(shard / "train").counts
             kept = []
-            for document in TokenStore(shards / shard_name(number) / "held_out").documents():
+            for document in TokenStore(shard / "held_out").documents():
                 if room is None or len(document.utf8) <= room:
                     room = None if room is None else room - len(document.utf8)
                     kept.append(document)
             writer.add_stored(kept)
     np.save(folder / _COUNTS, counts)
-    summed = {"shards": len(numbers), "tokenizer": _policy(tokenizer)} | manifest_of(shards, numbers).to_json()
+    summed = {"shards": len(shards), "tokenizer": _policy(tokenizer)} | manifest_of(shards).to_json()
     (folder / "summary.json").write_text(json.dumps(summed, indent=1) + "\n")
 
 

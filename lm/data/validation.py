@@ -11,9 +11,8 @@ from lm.data.batches import Batches
 from lm.data.options import DataOptions
 from lm.data.order import SequentialOrder
 from lm.data.rows import rows_of
-from lm.data.sources import Source
 from lm.data.store import TokenStore
-from lm.data.tokenizing import Tokenized
+from lm.data.tokenizing import Tokenized, each_once
 from lm.errors import UserError
 
 
@@ -42,35 +41,49 @@ class Validation:
         return b"".join(store.text.tobytes() for store in self.stores)
 
 
-def validation_of(options: DataOptions, sources: Sequence[Source], found: Sequence[Tokenized]) -> Validation | None:
+def validation_of(options: DataOptions, found: Sequence[Tokenized]) -> Validation | None:
     """What is held out of all sources; None where nothing is to be. Raises UserError where there is no such text."""
     if options.validation.fraction == 0:
         return None
-    stores = [made.held_out for made in found if made.held_out.num_documents]
+    made = each_once(found)
+    stores = [part.held_out for part in made if part.held_out.num_documents]
     if not stores:
-        if any(made.manifest.dropped for made in found):
-            raise UserError(
-                f"data.sequence_length: {options.sequence_length} is too short for the held-out samples, whose answers "
-                "are longer. Raise it, set data.validation.seed to hold out others, or data.validation.fraction=0."
-            )
-        if options.validation.max_bytes is None:
-            raise UserError(
-                "data.validation.fraction: the text is a single character, which cannot be divided; add text, or set "
-                "data.validation.fraction=0 to train without validation."
-            )
-        shortest = min(len(document.utf8) for source in sources for document in source.documents())
-        raise UserError(
-            f"data.validation.max_bytes: {options.validation.max_bytes} is less than every document takes; set "
-            f"{shortest} or more, leave it out, or set data.validation.fraction=0 to train without validation."
-        )
+        raise _nothing_held_out(options, made)
     rows = [rows_of(store, options.sequence_length) for store in stores]
     order = SequentialOrder([len(source) for source in rows])
     return Validation(
         batches=Batches(rows, order),
         num_rows=len(order),
         stores=tuple(stores),
-        unigram_bits_per_byte=unigram_bits_per_byte([made.train_counts for made in found], stores),
+        unigram_bits_per_byte=unigram_bits_per_byte([part.train_counts for part in made], stores),
     )
+
+
+def _nothing_held_out(options: DataOptions, made: Sequence[Tokenized]) -> UserError:
+    validation = options.validation
+    without = "or set data.validation.fraction=0 to train without validation."
+    if any(part.manifest.dropped for part in made):
+        return UserError(
+            f"data.sequence_length: {options.sequence_length} is too short for the held-out samples, whose answers "
+            "are longer. Raise it, set data.validation.seed to hold out others, or data.validation.fraction=0."
+        )
+    shortest = [part.shortest for part in made if part.shortest is not None]
+    if len(shortest) == len(made):
+        return UserError(
+            f"data.validation.max_bytes: {validation.max_bytes} is less than every document takes; set "
+            f"{min(shortest)} or more, leave it out, {without}"
+        )
+    if any(part.count < part.total for part in made):
+        return UserError(
+            f"data.shards: {options.shards}: nothing is held out of the first shards of any source. Raise it, set "
+            f"data.validation.seed to hold out others, {without}"
+        )
+    if validation.max_bytes is not None:
+        return UserError(
+            f"data.validation.max_bytes: {validation.max_bytes} is less than every held-out document takes; raise it, "
+            f"leave it out, {without}"
+        )
+    return UserError(f"data.validation.fraction: so little text cannot be divided; add text, {without}")
 
 
 def unigram_bits_per_byte(train: Sequence[np.ndarray], held_out: Sequence[TokenStore]) -> float:

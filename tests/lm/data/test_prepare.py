@@ -105,6 +105,15 @@ def test_held_out_text_is_bounded_and_what_is_beyond_is_not_trained_on(corpus: P
     assert training_text(bounded) == training_text(everything)
 
 
+def test_a_bound_that_no_document_meets_is_told_from_the_cache(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = options_for(corpus, validation={"fraction": 0.2, "max_bytes": 3})
+    with pytest.raises(UserError, match="set 57 or more"):
+        prepare(options)
+    monkeypatch.setattr("lm.data.sources.Source.documents", never)
+    with pytest.raises(UserError, match="set 57 or more"):
+        prepare(options)
+
+
 def test_nothing_is_held_out_when_not_wanted(corpus: Path) -> None:
     prepared = prepare(options_for(corpus, validation={"fraction": 0}))
     assert prepared.validation is None

@@ -106,6 +106,31 @@ def test_a_run_begins_on_the_first_shards_while_others_are_made(corpus: Path) ->
     assert first.manifests[0].documents < whole.manifests[0].documents
 
 
+def test_first_shards_without_text_on_either_side_are_refused_for_that(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"book {number} " * 500)
+    sides = set()
+    for seed in range(12):
+        options = options_for(folder, validation={"seed": seed}, shard_bytes=1000)
+        whole, first = prepare(options, processes=1), options.model_copy(update={"shards": 1})
+        assert whole.validation is not None
+        assert (whole.manifests[0].documents, whole.manifests[0].held_out) == (5, 1)
+        held_out = b"book 0 " in whole.validation.text()
+        sides.add(held_out)
+        if held_out:
+            with pytest.raises(UserError, match=r"^train\.stages: shards 1: of the first 1 of 6 shards of data"):
+                whole.stage(1, 64, None, 1)
+            with pytest.raises(UserError, match=r"^data\.shards: of the first 1 of 6 .* trained on: 1 held out\. Read"):
+                prepare(first, processes=1)
+        else:
+            assert len(whole.stage(1, 64, None, 1).sources[0])
+            with pytest.raises(UserError, match=r"^data\.shards: 1: nothing is held out of the first shards"):
+                prepare(first, processes=1)
+    assert sides == {True, False}
+
+
 def test_the_same_rows_come_from_one_shard_and_held_out_text_is_bounded_over_all(corpus: Path) -> None:
     many = prepare(options_for(corpus, validation={"fraction": 0.1, "max_bytes": 3000}), processes=1)
     one = prepare(

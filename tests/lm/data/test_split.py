@@ -16,7 +16,7 @@ from lm.data.split import Split
 def sides(path: Path, validation: ValidationOptions) -> tuple[list[str], list[str]]:
     source = find_source(SourceOptions(path=str(path)), "data.sources.0")
     split = Split.of(source, validation)
-    parts = [part for document in source.documents() for part in split.parts(document)]
+    parts = [part for document in source.documents() for part in split.parts(document, split.place(document))]
     return [part.text for part, out in parts if not out], [part.text for part, out in parts if out]
 
 
