@@ -118,7 +118,8 @@ def assert_agrees() -> Callable[..., None]:
             shown = b.isfinite()
             assert a[shown].isfinite().all()
             if shown.any():
-                error = (a.float() - b)[shown].abs().max() / b[shown].abs().max().clamp(min=0.1)
+                # Terms of unit size may cancel to 0, as where queries see one key each: their rounding is left.
+                error = (a.float() - b)[shown].abs().max() / b[shown].abs().max().clamp(min=1.0)
                 assert error < (1e-5 if exact else 0.02), error
 
     return check
