@@ -6,6 +6,7 @@ are counted, and every mixer is asked which query-key pairs it scores, what its 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from types import UnionType
 from typing import Any
@@ -23,6 +24,7 @@ from lm.model.short_conv import ShortConvolution
 
 BACKWARD_TO_FORWARD = 2  # each product of the forward has two in the backward
 LOGITS_CHUNK = 512  # tokens whose logits the loss holds at a time
+NF4_BYTES = (4 + 0.127) / 8  # of a weight, with its doubly quantized scale (arXiv 2305.14314, section 3)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Plan:
     frozen_parameters: those that are not trained. frozen_flops_per_token: forward FLOPs of linear layers among them.
     layer_input_bytes_per_token, linear_output_bytes_per_token: of `activation_bytes_per_token`, the input of one layer
     and what all linear layers put out. recomputed_flops_per_token: what the backward computes once more.
+    head_gradient_parameters: weights of a trained output head, whose gradient the loss makes in forward.
+    quantized_parameters: frozen weights kept in 4 bits.
     base_cache_bytes: of the model that this one was grafted onto, for one row at the training length; 0: of none.
     shared: how many ranks hold how many rows together.
     """
@@ -90,6 +94,8 @@ class Plan:
     vocab_size: int
     frozen_parameters: int = 0
     frozen_flops_per_token: float = 0.0
+    head_gradient_parameters: int = 0
+    quantized_parameters: int = 0
     base_cache_bytes: int = 0
     layer_input_bytes_per_token: float = 0.0
     linear_output_bytes_per_token: float = 0.0
@@ -145,6 +151,7 @@ def make_plan(
         layer_input_bytes_per_token=options.hidden_size * dtype.itemsize,
         linear_output_bytes_per_token=_linear_outputs(model) * dtype.itemsize,
         vocab_size=options.embedding_rows,
+        head_gradient_parameters=head,
         shared=shared,
     )
 
@@ -156,16 +163,18 @@ def rank_memory(
 
     The two moments and, except for fp32 without ZeRO, a separate fp32 copy of the weights count as the optimizer's, and
     so does the moving average of the weights, where there is one.
-    ZeRO 1 divides these over the ranks, 2 the gradients too, 3 the weights too.
+    ZeRO 1 divides these over the ranks, 2 the gradients too, 3 the weights too. With the activations go a chunk of
+    logits and the head's gradient, both fp32.
     """
     shares = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
     master = 0 if dtype == torch.float32 and zero_stage == 0 else 4
     trained = plan.parameters - plan.frozen_parameters
-    sizes = (plan.parameters * dtype.itemsize, trained * dtype.itemsize, trained * (8 + master + 4 * average))
-    weights, gradients, optimizer = (-(-size // share) for size, share in zip(sizes, shares, strict=True))
+    kept = (plan.parameters - plan.quantized_parameters) * dtype.itemsize + plan.quantized_parameters * NF4_BYTES
+    sizes = (kept, trained * dtype.itemsize, trained * (8 + master + 4 * average))
+    weights, gradients, optimizer = (math.ceil(size / share) for size, share in zip(sizes, shares, strict=True))
     tokens = -(-micro_batch_size * plan.sequence_length // plan.shared.ranks)
-    logits = min(tokens, LOGITS_CHUNK) * plan.vocab_size * 4
-    return Memory(weights, gradients, optimizer, round(tokens * plan.activation_bytes_per_token) + logits)
+    loss = 4 * (min(tokens, LOGITS_CHUNK) * plan.vocab_size + plan.head_gradient_parameters)
+    return Memory(weights, gradients, optimizer, round(tokens * plan.activation_bytes_per_token) + loss)
 
 
 class _NoInitialisers(TorchFunctionMode):

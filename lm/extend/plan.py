@@ -27,8 +27,11 @@ def plan_extension(
     sequence_length: int,
     dtype: torch.dtype,
     shared: Shared = ALONE,
+    quantized: bool = False,
 ) -> Plan:
     """The plan of a base of this configuration, trained on documents of `sequence_length` tokens in `dtype`.
+
+    quantized: the linear layers but the output head are kept in 4 bits.
 
     Each layer's activations but its input are computed again in backward, which is not counted as FLOPs; neither are
     adapters' own products.
@@ -43,6 +46,9 @@ def plan_extension(
         plan,
         activation_bytes_per_token=plan.activation_bytes_per_token / len(plan.layers) + inputs * dtype.itemsize,
     )
+    if quantized:
+        weights = (part.weight for layer in _decoder_layers(model) for part in _linears(layer))
+        plan = replace(plan, quantized_parameters=sum(weight.numel() for weight in weights))
     return plan if lora is None else _partly_frozen(plan, model, lora)
 
 
@@ -93,6 +99,7 @@ def _plan(model: PreTrainedModel, mixer: Mixer[Any], length: int, dtype: torch.d
         flops_per_token=sum(layer.flops_per_token for layer in layers) + 2 * head.numel(),
         activation_bytes_per_token=2 * outputs * dtype.itemsize,
         vocab_size=config.vocab_size,
+        head_gradient_parameters=head.numel(),
         shared=shared,
     )
 
@@ -114,12 +121,14 @@ def _partly_frozen(plan: Plan, model: PreTrainedModel, lora: LoraOptions) -> Pla
     whole = {p for name in whole_modules(model, lora) for p in model.get_submodule(name).parameters()}
     frozen = plan.parameters - sum(p.numel() for p in whole)
     head = model.get_output_embeddings().weight
-    weights = sum(part.weight.numel() for _, part in linears) + (0 if head in whole else head.numel())
+    frozen_head = 0 if head in whole else head.numel()
+    weights = sum(part.weight.numel() for _, part in linears) + frozen_head
     return replace(
         plan,
         parameters=plan.parameters + adapters,
         frozen_parameters=frozen,
         frozen_flops_per_token=2.0 * weights,
+        head_gradient_parameters=head.numel() - frozen_head,
     )
 
 

@@ -88,7 +88,8 @@ class Extension:
 
     def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         config = base.plan_config(self.config, self.extend, training=True)
-        return plan_extension(config, self.group_size, self.lora, sequence_length, dtype, shared)
+        quantized = self.base.quantization != "none"
+        return plan_extension(config, self.group_size, self.lora, sequence_length, dtype, shared, quantized)
 
     def build(self) -> Built:
         config = base.plan_config(self.config, self.extend, training=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,6 +164,16 @@ def test_activations_are_roughly_what_the_backward_keeps(layers: str, mlp: str) 
     assert memory.activations == pytest.approx(sum(kept.values()), rel=0.25)
 
 
+def test_the_loss_holds_a_chunk_of_logits_and_the_gradient_of_a_head_that_is_trained() -> None:
+    few, many = (make_plan(options(vocab_size=size), LENGTH, torch.bfloat16) for size in (1000, 2000))
+    found = [
+        rank_memory(plan, zero_stage=3, world_size=4, micro_batch_size=2, dtype=torch.bfloat16).activations
+        for plan in (few, many, replace(many, head_gradient_parameters=0))
+    ]
+    assert found[1] - found[0] == 4 * 1000 * (2 * LENGTH + 32)
+    assert found[1] - found[2] == 4 * 2000 * 32
+
+
 def test_a_large_plan_is_quick() -> None:
     large = options(
         "(rat local)*24", hidden_size=8192, num_attention_heads=64, num_key_value_heads=64, vocab_size=2**17
@@ -192,4 +203,5 @@ def test_ranks_that_hold_a_row_together_are_told_what_each_layer_exchanges() -> 
     memories = [
         rank_memory(each, zero_stage=0, world_size=2, micro_batch_size=1, dtype=torch.float32) for each in (alone, plan)
     ]
-    assert 2 * memories[1].activations == memories[0].activations
+    whole, half = (memory.activations - 4 * plan.head_gradient_parameters for memory in memories)
+    assert 2 * half == whole

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -36,3 +39,20 @@ def test_flops_are_products_and_pairs(make_extension) -> None:
     # Adapters and a trained embedding leave the untied head and all layers without gradients of their weights.
     frozen = make_extension({"preset": "longlora"}, attention="full").plan(LENGTH, torch.float32)
     assert frozen.training_flops_per_token == 3 * full.flops_per_token - products
+
+
+@pytest.mark.parametrize("base_folder", ["tied", "untied"], indirect=True)
+def test_a_frozen_head_has_no_gradient_and_frozen_layers_may_be_in_4_bits(make_extension, base_folder: Path) -> None:
+    full, lora = (make_extension(options) for options in (None, {"preset": "longlora"}))
+    model = lora.build().model.model
+    head = model.get_output_embeddings().weight
+    plans = [extension.plan(LENGTH, torch.bfloat16) for extension in (full, lora)]
+    assert [plan.head_gradient_parameters for plan in plans] == [270 * 32, 270 * 32 * head.requires_grad]
+
+    in_4_bits = replace(lora, base=lora.base.model_copy(update={"quantization": "nf4"})).plan(LENGTH, torch.bfloat16)
+    weights = [
+        rank_memory(plan, zero_stage=0, world_size=1, micro_batch_size=1, dtype=torch.bfloat16).parameters
+        for plan in (plans[1], in_4_bits)
+    ]
+    linears = 2 * (32 * (2 * 32 + 2 * 16) + 3 * 32 * 48)
+    assert weights[0] - weights[1] == pytest.approx(linears * (2 - 4.127 / 8), abs=1)
