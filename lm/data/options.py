@@ -216,7 +216,8 @@ class DataOptions(Options):
         default=None,
         ge=1,
         description="Train on the first so many shards of each source: a run may begin on those while `braid prepare` "
-        "without this key makes the others. Left out: all.",
+        "without this key makes the others. A tokenizer that is trained and drop_duplicates still read all of the text "
+        "first. Left out: all.",
     )
     cache_dir: LocalPath = Field(
         default=Path(".cache/braid/data"), description="Folder that keeps trained tokenizers and tokenized documents."

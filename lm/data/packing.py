@@ -1,15 +1,16 @@
 """How texts fill rows other than as one long stream: which pieces of which documents stand in which row.
 
-A plan is made once for a store and a sequence length and lies in the cache, mapped into memory, so what training holds
-does not grow with the text. Best fit is decreasing: of the rows with room for a document, the fullest takes it, longest
+A plan is made once for a sequence length and lies in the cache, mapped into memory, so what training holds does not
+grow with the text. Best fit is decreasing: of the rows with room for a document, the fullest takes it, longest
 documents first (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830). A document of n
-tokens takes n - 1 places: its last token is predicted and not read.
+tokens takes n - 1 places: its last token is predicted and not read. Shards are packed apart, each with those behind it
+until they hold so many rows that the last, which is seldom full, does not count.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -21,12 +22,13 @@ import numpy as np
 from lm.data.cache import cached_folder
 from lm.data.fingerprint import digest
 from lm.data.mapped import mapped
-from lm.data.rows import IGNORED, Piece, filled_up
-from lm.data.store import TokenStore
+from lm.data.rows import Piece, fill_pieces, filled_up
+from lm.data.store import Stores, TokenStore
 
-Packing = Literal["concat", "best_fit", "document"]
+Packing = Literal["best_fit", "document"]
 _FORMAT = 2
 _FILES = ("rows", "documents", "offsets", "lengths")
+_ENOUGH_ROWS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +47,13 @@ class PackingPlan:
 
 
 class PackedRows:
-    """The rows of a store by a plan. Every target of a document in the plan is in one row, once."""
+    """The rows of some stores by a plan. Every target of a document in the plan is in one row, once."""
 
-    def __init__(self, store: TokenStore, plan: PackingPlan, sequence_length: int) -> None:
-        self.store = store
+    def __init__(self, stores: Stores, plan: PackingPlan, sequence_length: int) -> None:
+        self.stores = stores
         self.plan = plan
         self.sequence_length = sequence_length
-        self.num_documents = store.num_documents
+        self.num_documents = stores.num_documents
 
     def __len__(self) -> int:
         return len(self.plan.rows) - 1
@@ -62,65 +64,72 @@ class PackedRows:
         return filled_up(list(map(Piece, *(column.tolist() for column in columns))), self.sequence_length)
 
     def origin(self, document: int) -> tuple[str, int]:
-        return self.store.origin(document)
+        return self.stores.origin(document)
 
     def fill(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> list[Piece]:
-        store, begin = self.store, 0
-        pieces = self.pieces(row)
-        for document, length, offset in pieces:
-            end = begin + length
-            if document < 0:
-                tokens[begin:end], targets[begin:end] = store.tokens[-1], IGNORED
-            else:
-                start = int(store.offsets[document]) + offset
-                tokens[begin:end] = store.tokens[start : start + length]
-                targets[begin:end] = store.tokens[start + 1 : start + length + 1]
-            begin = end
-        return pieces
+        return fill_pieces(self.stores, self.pieces(row), tokens, targets)
 
 
 @dataclass(frozen=True)
 class PlanWriter:
-    """Writes the plan of a store into the cache, unless it is there.
+    """Writes the plan of some stores into the cache, unless it is there.
 
     Attributes:
         folder: of the source in the cache.
-        stores: its training documents, shard by shard.
+        groups: its training documents, shard by shard, those together that are packed together.
         min_tokens: shorter documents are left out.
     """
 
     folder: Path
-    stores: tuple[Path, ...]
+    groups: tuple[tuple[Path, ...], ...]
     packing: Packing
     sequence_length: int
     min_tokens: int
 
     def __call__(self, number: int, report: Callable[..., None] | None = None) -> None:
-        """The plan of one of the stores."""
+        """The plan of one of the groups."""
         cached_folder(self.folder, self._name(number), partial(self._build, number=number))
 
     def read(self, number: int) -> PackingPlan:
-        """The plan of one of the stores, made unless it is there."""
+        """The plan of one of the groups, made unless it is there."""
         self(number)
         folder = self.folder / self._name(number)
         return PackingPlan(*(mapped(folder / name, "<i8") for name in _FILES))
 
     def _name(self, number: int) -> str:
-        shard = self.stores[number].parent.name
-        return f"packed-{digest([_FORMAT, self.packing, self.sequence_length, self.min_tokens])}-{shard}"
+        first, *others = (store.parent.name for store in self.groups[number])
+        shards = f"{first}-and-{digest(others)}" if others else first
+        return f"packed-{digest([_FORMAT, self.packing, self.sequence_length, self.min_tokens])}-{shards}"
 
     def _build(self, folder: Path, number: int) -> None:
-        lengths = np.diff(TokenStore(self.stores[number]).offsets)
+        lengths = np.concatenate([np.diff(TokenStore(store).offsets) for store in self.groups[number]])
         chosen = np.flatnonzero(lengths >= max(2, self.min_tokens))  # of a single token nothing is predicted
         plan = make_plan(lengths[chosen] - 1, self.packing, self.sequence_length)
         for name, values in zip(_FILES, (plan.rows, chosen[plan.documents], plan.offsets, plan.lengths), strict=True):
             values.astype("<i8").tofile(folder / name)
 
 
+def packed_together(
+    stores: Sequence[TokenStore], packing: Packing, sequence_length: int
+) -> list[tuple[TokenStore, ...]]:
+    """Stores in groups that are packed on their own, each large enough to lose little by the last of its rows."""
+    wanted = 0 if packing == "document" else _ENOUGH_ROWS * sequence_length
+    groups: list[list[TokenStore]] = []
+    size = wanted
+    for store in stores:
+        if size >= wanted:
+            groups.append([])
+            size = 0
+        groups[-1].append(store)
+        size += store.num_tokens
+    if size < wanted and len(groups) > 1:
+        last = groups.pop()
+        groups[-1] += last
+    return [tuple(group) for group in groups]
+
+
 def make_plan(places: np.ndarray, packing: Packing, sequence_length: int) -> PackingPlan:
     """Rows for documents that take so many places each; none takes 0."""
-    if packing == "concat":
-        return _stream(places, sequence_length)
     documents, offsets, lengths = _cut(places, sequence_length)
     if packing == "document":
         return PackingPlan(np.arange(len(documents) + 1), documents, offsets, lengths)
@@ -137,17 +146,6 @@ def _cut(places: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarr
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     offsets = (np.arange(len(documents)) - firsts) * sequence_length
     return documents, offsets, np.minimum(places[documents] - offsets, sequence_length)
-
-
-def _stream(places: np.ndarray, sequence_length: int) -> PackingPlan:
-    """All documents one after another, cut at row ends."""
-    ends = np.cumsum(places)
-    begins = ends - places
-    total = int(ends[-1]) if len(ends) else 0
-    cuts = np.union1d(begins, np.arange(0, total, sequence_length))
-    documents = np.searchsorted(begins, cuts, side="right") - 1
-    rows = np.searchsorted(cuts, np.arange(0, total, sequence_length))
-    return PackingPlan(np.append(rows, len(cuts)), documents, cuts - begins[documents], np.diff(np.append(cuts, total)))
 
 
 def _best_fit(lengths: np.ndarray, sequence_length: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from lm.data.order import SequentialOrder
 from lm.data.recall import ENDLESS, GeneratedRows
 from lm.data.recall_options import GeneratedOptions
 from lm.data.rows import Rows
-from lm.data.source_rows import require_text, source_rows
+from lm.data.source_rows import content_of, over_shards, require_text, source_rows
 from lm.data.sources import Source, find_source
 from lm.data.store import CONTENT
 from lm.data.tokenizer_of import tokenizer_of
@@ -48,7 +48,7 @@ class Prepared:
         statistics: their sum, tokens that several sources read counted once; None where rows are generated.
         validation_statistics: counts of the held-out text; zeros where there is none.
         mix: the sources, for rows of other lengths in another mix.
-        shards: for each source that is read, its first so many shards, None for all.
+        content: for each source that is read, what decides the rows of its first so many shards, None for all.
     """
 
     tokenizer: Tokenizer
@@ -60,7 +60,7 @@ class Prepared:
     statistics: Manifest | None
     validation_statistics: Manifest
     mix: Mix
-    shards: tuple[Callable[[int | None], Shards], ...] = ()
+    content: tuple[Callable[[int | None], Any], ...] = ()
 
     def stage(
         self,
@@ -85,8 +85,8 @@ class Prepared:
         if shards is None:
             return {}
         return {
-            f"data.sources.{index} ({shards} shards)": digest(made(shards_read(None, shards)).contents())
-            for index, made in enumerate(self.shards)
+            f"data.sources.{index} ({shards} shards)": digest(content(shards_read(None, shards)))
+            for index, content in enumerate(self.content)
         }
 
 
@@ -118,6 +118,9 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
 
         return made
 
+    def content(made: Callable[[int | None], Shards]) -> Callable[[int | None], Any]:
+        return lambda count: content_of(options, made(count))
+
     shards = tuple(map(shards_of, range(len(sources))))
     mix = Mix(
         [source_rows(options, source, made, crew) for source, made in zip(sources, shards, strict=True)],
@@ -125,19 +128,25 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
         options.seed,
         options.shards,
     )
-    made_of = [made.contents() for made in found]
+    made_of = [content_of(options, made) for made in found]
+    over = [over_shards(options, made) for made in found]
     held_of = [contents(made.held_out.folder.parent, CONTENT) for made in found]
     return Prepared(
         tokenizer=tokenizer,
         train=mix.batches(),
         validation=validation_of(options, found),
         fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, held_of, *_order(options, sources)]),
-        parts={"data.tokenizer": tokenizer.fingerprint, **_by_key(made_of), "data.validation": digest(held_of)},
+        parts={
+            "data.tokenizer": tokenizer.fingerprint,
+            **_by_key([made.contents() for made in found]),
+            "data.validation": digest(held_of),
+            **({"data.packing": digest(over)} if any(over) else {}),
+        },
         manifests=tuple(made.manifest for made in found),
         statistics=sum((made.manifest for made in each_once(found)), Manifest()),
         validation_statistics=sum((counted(made.held_out, tokenizer) for made in each_once(found)), Manifest()),
         mix=mix,
-        shards=shards,
+        content=tuple(map(content, shards)),
     )
 
 

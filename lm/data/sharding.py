@@ -40,15 +40,17 @@ def shards_of(files: Sequence[TextFile], may_cut: bool, shard_bytes: int | None 
     wanted = shard_bytes or min(LARGEST, max(SMALLEST, sum(file.size for file in files) // _SHARDS))
     shards: list[tuple[Part, ...]] = []
     together: list[Part] = []
+    size = 0  # of the files together
     for file in files:
         parts = list(_parts(file, wanted)) if may_cut and file.size > wanted * 3 // 2 else [Part(file.path, file.size)]
-        if len(parts) == 1 and sum(part.size for part in together) + file.size <= wanted * 3 // 2:
+        if len(parts) == 1 and size + file.size <= wanted * 3 // 2:
             together += parts
+            size += file.size
             continue
         if together:
             shards.append(tuple(together))
         shards += [(part,) for part in parts[:-1]]
-        together = parts[-1:]
+        together, size = parts[-1:], parts[-1].size
     return (*shards, tuple(together))
 
 

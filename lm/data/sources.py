@@ -17,8 +17,9 @@ from __future__ import annotations
 import glob
 import os
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -168,21 +169,72 @@ def find_source(options: FileSourceOptions, key: str, shard_bytes: int | None = 
 def _search(name: str, path: Path, key: str) -> list[Path]:
     """The modules of the standard library, or the files of any kind in a folder or matching a glob."""
     if name == PYTHON_STDLIB:
-        return _below(Path(sysconfig.get_paths()["stdlib"]), {".py"}, _NOT_THE_STDLIB)
+        return _below(Path(sysconfig.get_paths()["stdlib"]), key, {".py"}, _NOT_THE_STDLIB)
     if path.is_dir():
-        return _below(path, None, set())
+        return _below(path, key)
     if glob.has_magic(str(path)):
-        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-        return [match for match in matches if match.is_file()]
+        return _matching(path, key)
     raise UserError(f"{key}.path: '{name}' does not exist.{_braces(name) or _near(path)}")
 
 
-def _below(root: Path, suffixes: Set[str] | None, without: Set[str]) -> list[Path]:
-    """Files of these kinds (none: of any) ordered by their path below `root`, without hidden ones (.git) or some
-    folders."""
+def _matching(pattern: Path, key: str) -> list[Path]:
+    """Files that match a glob, in order. What `**` stands for is searched as a folder is: no linked one twice."""
+    if "**" not in pattern.parts:
+        return [match for match in map(Path, sorted(glob.glob(str(pattern)))) if match.is_file()]
+    at = pattern.parts.index("**")
+    roots, seen = map(Path, sorted(glob.glob(str(Path(*pattern.parts[:at]))))), set[str]()
+    found = ((root, path) for root in roots for path in _below(root, key, seen=seen))
+    return sorted((path for root, path in found if _fits(path.relative_to(root), pattern.parts[at:])), key=str)
+
+
+def _fits(path: Path, wanted: Sequence[str]) -> bool:
+    """Whether a path matches a glob, part by part; `**` is any number of them."""
+    parts = path.parts
+    if not wanted or not parts:
+        return not parts and set(wanted) <= {"**"}
+    if wanted[0] == "**":
+        return _fits(path, wanted[1:]) or _fits(Path(*parts[1:]), wanted)
+    return fnmatchcase(parts[0], wanted[0]) and _fits(Path(*parts[1:]), wanted[1:])
+
+
+def _folders(root: Path, key: str, without: Set[str], seen: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """The folders from `root` down, linked ones too and each once, with the names of their files; no hidden ones (.git)
+    and none of some names. seen: where they really are; none of these is entered again.
+
+    Raises:
+        UserError: one that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{key}.path: the folder '{error.filename}' cannot be read: {error.strerror}. Allow it to be read, or name "
+            "what is to be read without it."
+        )
+
+    if os.path.realpath(root) in seen:
+        return
+    seen.add(os.path.realpath(root))
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+        yield folder, names
+        entered = []
+        for name in sorted(subfolders):
+            real = os.path.realpath(os.path.join(folder, name))
+            if not name.startswith(".") and name not in without and real not in seen:
+                seen.add(real)
+                entered.append(name)
+        subfolders[:] = entered
+
+
+def _below(
+    root: Path,
+    key: str,
+    suffixes: Set[str] | None = None,
+    without: Set[str] = frozenset(),
+    seen: set[str] | None = None,
+) -> list[Path]:
+    """Files of these kinds (none: of any) ordered by their path below `root`, without hidden ones or some folders."""
     found = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in without]
+    for folder, names in _folders(root, key, without, set() if seen is None else seen):
         found += [
             Path(folder, name)
             for name in names

@@ -9,10 +9,12 @@ a stream, reading costs no memory but the pages that are touched; `cache.py` mak
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -125,6 +127,53 @@ class TokenStore:
             text = self.text[at : at + size].tobytes()
             yield TargetedDocument(self.tokens[place], self.targets[place], text, origin=self.origin(number))
             at += size
+
+
+class Stores:
+    """Several stores one after another, documents numbered through.
+
+    Attributes:
+        parts: the stores; all hold texts, or all documents with targets of their own.
+        first_tokens, first_documents: how many there are before each store, and before the end.
+    """
+
+    def __init__(self, parts: Sequence[TokenStore]) -> None:
+        self.parts = tuple(parts)
+        self.first_tokens = list(accumulate((part.num_tokens for part in parts), initial=0))
+        self.first_documents = list(accumulate((part.num_documents for part in parts), initial=0))
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all documents."""
+        return self.first_tokens[-1]
+
+    @property
+    def num_documents(self) -> int:
+        """Documents are numbered from 0 to one below it."""
+        return self.first_documents[-1]
+
+    def locate(self, document: int) -> tuple[TokenStore, int]:
+        """The store that holds a document, and the document's number there."""
+        part = bisect_right(self.first_documents, document) - 1
+        return self.parts[part], document - self.first_documents[part]
+
+    def origin(self, document: int) -> tuple[str, int]:
+        """Where a document was read, as `TokenStore` has it."""
+        store, number = self.locate(document)
+        return store.origin(number)
+
+
+def spans(firsts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """What lies between two places of several parts one after another: each part, and from where to where in it.
+
+    firsts: how many places there are before each part, and before the end. A part may be empty.
+    """
+    part = bisect_right(firsts, start) - 1
+    while start < stop:
+        end = min(stop, firsts[part + 1])
+        if start < end:
+            yield part, start - firsts[part], end - firsts[part]
+        start, part = end, part + 1
 
 
 class StoreWriter:

@@ -49,7 +49,7 @@ def validation_of(options: DataOptions, found: Sequence[Tokenized]) -> Validatio
     stores = [part.held_out for part in made if part.held_out.num_documents]
     if not stores:
         raise _nothing_held_out(options, made)
-    rows = [rows_of(store, options.sequence_length) for store in stores]
+    rows = [rows_of([store], options.sequence_length) for store in stores]
     order = SequentialOrder([len(source) for source in rows])
     return Validation(
         batches=Batches(rows, order),

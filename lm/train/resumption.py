@@ -41,4 +41,6 @@ def changed_data(found: Counters, now: Counters) -> str:
         return "data: the text or the tokenizer"
     if "data.tokenizer" in changed:  # a tokenizer is trained on the text, and the tokens follow from it
         return "data.tokenizer: the tokenizer, or the text that it was trained on,"
+    if changed == ["data.packing"]:
+        return "data.packing: the way in which rows go on from shard to shard"
     return f"{', '.join(changed)}: the text"

@@ -28,7 +28,7 @@ def store_of(texts: list[str]) -> TokenStore:
 
 def epoch(texts: list[str], sequence_length: int) -> Batch:
     store = store_of(texts)
-    rows = rows_of(store, sequence_length)
+    rows = rows_of([store], sequence_length)
     return Batches([rows], SequentialOrder([len(rows)])).rows(range(len(rows)))
 
 
@@ -73,7 +73,7 @@ def test_a_row_start_begins_a_document(texts: list[str], sequence_length: int) -
 
 def training_batches(seed: int = 0) -> Batches:
     stores = [store_of(["abcabc" * 9, "b" * 31]), store_of(["c" * 50, "a", "bb" * 8])]
-    rows = [rows_of(store, 8) for store in stores]
+    rows = [rows_of([store], 8) for store in stores]
     return Batches(rows, ShuffledOrder([len(source) for source in rows], [2, 1], seed))
 
 
@@ -102,7 +102,7 @@ def test_document_ids_tell_sources_apart() -> None:
 @given(texts=corpora, sequence_length=st.integers(1, 30))
 @settings(deadline=None, max_examples=40)
 def test_documents_of_a_row_say_where_its_tokens_are_from(texts: list[str], sequence_length: int) -> None:
-    rows = rows_of(store_of(texts), sequence_length)
+    rows = rows_of([store_of(texts)], sequence_length)
     batches = Batches([rows], ShuffledOrder([len(rows)], [1], 0))
     for index in range(len(rows)):
         batch = batches.rows([index])

@@ -78,11 +78,10 @@ def prepared_from(
 
 def texts(prepared: Prepared) -> list[str]:
     """Of the only source, in stored order."""
-    rows = prepared.train.sources[0]
     return [
         prepared.tokenizer.decode(document.tokens.tolist())
-        for part in getattr(rows, "parts", [rows])
-        for document in part.store.documents()
+        for store in prepared.train.sources[0].stores.parts
+        for document in store.documents()
     ]
 
 

@@ -55,7 +55,7 @@ def held_out(prepared: Prepared) -> bytes:
 
 
 def training_text(prepared: Prepared) -> list[str]:
-    store = prepared.train.sources[0].store
+    (store,) = prepared.train.sources[0].stores.parts
     spans = zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
     return [prepared.tokenizer.decode(store.tokens[start:stop]) for start, stop in spans]
 
@@ -287,7 +287,7 @@ def test_what_cannot_work_is_refused_by_key(corpus: Path, broken: Callable[[Path
 @pytest.mark.parametrize("tokenizer", [{"kind": "bytes"}, {"kind": "sentencepiece", "vocab_size": 300}])
 def test_a_text_may_be_left_without_an_end(corpus: Path, tokenizer: dict[str, object]) -> None:
     def summary_of(prepared: Prepared) -> dict[str, Any]:
-        folder = prepared.train.sources[0].store.folder
+        folder = prepared.train.sources[0].stores.parts[0].folder
         return json.loads((folder.parents[1] / "assembled" / "summary.json").read_text())
 
     ended = prepare(options_for(corpus, tokenizer=tokenizer))
@@ -302,7 +302,7 @@ def test_a_text_may_be_left_without_an_end(corpus: Path, tokenizer: dict[str, ob
     assert tokens == open_ended.statistics.targets + documents == ended.statistics.tokens - documents
     assert open_ended.manifests[0].bytes_per_token == ended.manifests[0].bytes_per_token
     eos, bos = ended.tokenizer.eos_id, ended.tokenizer.bos_id
-    assert eos not in open_ended.train.sources[0].store.tokens
+    assert eos not in open_ended.train.sources[0].stores.parts[0].tokens
     recorded = [summary_of(prepared)["tokenizer"] for prepared in (ended, open_ended)]
     assert [policy["document_begins_with"] for policy in recorded] == [bos, bos]
     assert [policy["document_ends_with"] for policy in recorded] == [eos, None]

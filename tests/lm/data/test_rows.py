@@ -39,7 +39,7 @@ def store_of(documents: list[list[bool]]) -> TokenStore:
 def test_every_document_is_read_whole_once_with_its_own_targets(documents: list[list[bool]], longer: int) -> None:
     length = LENGTH + longer
     store = store_of(documents)
-    rows = rows_of(store, length)
+    rows = rows_of([store], length)
     read = []
     for row in range(len(rows)):
         tokens, targets = np.full((2, length), -1, dtype=np.int64)
@@ -61,7 +61,7 @@ def test_every_document_is_read_whole_once_with_its_own_targets(documents: list[
 @given(documents=corpora, longer=st.integers(0, 30))
 @settings(deadline=None, max_examples=50)
 def test_a_row_takes_the_next_document_where_that_fits(documents: list[list[bool]], longer: int) -> None:
-    rows = rows_of(store_of(documents), LENGTH + longer)
+    rows = rows_of([store_of(documents)], LENGTH + longer)
     filled = []
     for row in range(len(rows)):
         numbers, lengths, _ = zip(*rows.pieces(row), strict=True)
@@ -73,4 +73,4 @@ def test_a_row_takes_the_next_document_where_that_fits(documents: list[list[bool
 
 def test_a_document_longer_than_a_row_is_not_cut() -> None:
     with pytest.raises(ValueError, match=r"document 1 has more than 3 \+ 1 tokens"):
-        rows_of(store_of([[True] * 3, [True] * 4]), 3)
+        rows_of([store_of([[True] * 3, [True] * 4])], 3)

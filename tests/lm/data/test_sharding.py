@@ -41,6 +41,23 @@ def test_files_are_put_together_in_order_and_none_is_forgotten(sizes: list[int],
     assert all(len(shard) == 1 or sum(part.size for part in shard) <= shard_bytes * 3 // 2 for shard in shards)
 
 
+def test_a_file_is_added_up_a_few_times_however_many_there_are() -> None:
+    count, added = 200_000, 0
+
+    class Size(int):
+        def __add__(self, other: int) -> int:
+            nonlocal added
+            added += 1
+            assert added <= 10 * count, "the work grows faster than the number of files"
+            return Size(int(self) + int(other))
+
+        __radd__ = __add__
+
+    files = [TextFile(Path("a.txt"), Size(500), 0)] * count
+    assert sum(map(len, shards_of(files, True))) == count
+    assert added > count
+
+
 def test_parquet_is_cut_at_row_groups(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows = [f"document {number}" for number in range(95)]

@@ -15,7 +15,7 @@ from lm.data.batches import Batches
 from lm.data.options import DataOptions
 from lm.data.order import ShuffledOrder
 from lm.data.prepare import prepare, prepare_node
-from lm.data.rows import JoinedRows, StreamRows
+from lm.data.rows import rows_of
 from lm.data.sources import find_source
 from lm.data.store import TokenStore
 from lm.errors import UserError
@@ -143,10 +143,9 @@ def test_the_same_rows_come_from_one_shard_and_held_out_text_is_bounded_over_all
     assert many.manifests == one.manifests
     texts = [
         [store.tokens[begin:end].tolist() for begin, end in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
-        for part in many.train.sources[0].parts
-        for store in [part.store]
+        for store in many.train.sources[0].stores.parts
     ]
-    store = one.train.sources[0].store
+    (store,) = one.train.sources[0].stores.parts
     assert [document for shard in texts for document in shard] == [
         store.tokens[begin:end].tolist() for begin, end in zip(store.offsets[:-1], store.offsets[1:], strict=True)
     ]
@@ -177,7 +176,7 @@ def test_exact_duplicates_are_dropped_wherever_they_stand(corpus: Path) -> None:
     assert once.validation is not None
     assert dropped.validation.text() == once.validation.text()
     first, other = once.train.sources[0], dropped.train.sources[0]
-    tokens = [[token for part in rows.parts for token in part.store.tokens.tolist()] for rows in (first, other)]
+    tokens = [[token for store in rows.stores.parts for token in store.tokens.tolist()] for rows in (first, other)]
     assert tokens[0] == tokens[1]
     prepare(options_for(corpus, sources=[source]), never)
 
@@ -196,9 +195,8 @@ def test_what_an_earlier_source_holds_is_dropped_where_that_is_asked_for(
     prepared = prepare(options, processes=1)
     assert [made.duplicates for made in prepared.manifests] == [0, 350]
     assert [made.documents for made in prepared.manifests] == [1000, 300]
-    parts = prepared.train.sources[1]
-    stores = [part.store for part in getattr(parts, "parts", [parts])]
-    kept = [prepared.tokenizer.decode(document.tokens) for store in stores for document in store.documents()]
+    stores = prepared.train.sources[1].stores
+    kept = [prepared.tokenizer.decode(document.tokens) for store in stores.parts for document in store.documents()]
     assert kept == [f"fresh {number}" for number in range(300)]
     prepare(options, never)
     within = prepare(options_for(corpus, sources=[first, {**second, "drop_duplicates": True}]), processes=1)
@@ -220,7 +218,7 @@ def test_a_billion_documents_cost_no_memory_and_no_time(tmp_path: Path) -> None:
         with (first / name).open("wb") as file:
             file.truncate(size)  # sparse: four terabytes of tokens in all
     before, begin = resident(), time.process_time()
-    rows = JoinedRows([StreamRows(TokenStore(first), 4096) for _ in range(shards)])
+    rows = rows_of([TokenStore(first)] * shards, 4096)
     batches = Batches([rows], ShuffledOrder([len(rows)], [1], 7))
     assert batches.rows(range(10**9, 10**9 + 8)).tokens.shape == (8, 4096)
     assert rows.num_documents == 10**9

@@ -1,9 +1,16 @@
 """What counts as a source, in which order it is read, and how an unusable one is refused."""
 
+import errno
+import glob
+import os
 import sysconfig
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm.data.options import SourceOptions
 from lm.data.readers import Unreadable
@@ -26,11 +33,61 @@ def test_a_folder_is_searched_in_the_order_of_names(tmp_path: Path) -> None:
     assert texts(find(tmp_path)) == ["a/two.md", "a/z.txt", "b/one.txt", "c.py"]
 
 
+def test_linked_folders_are_searched_and_loops_end(tmp_path: Path) -> None:
+    for name in ("corpus/a/one.txt", "corpus/two.txt", "elsewhere/deep/three.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    corpus = tmp_path / "corpus"
+    for name, target in (("b", "../elsewhere"), ("a/loop", ".."), ("c", "a"), ("b/deep/back", "../../corpus/b")):
+        (corpus / name).symlink_to(target)
+    expected = ["corpus/a/one.txt", "elsewhere/deep/three.txt", "corpus/two.txt"]
+    assert texts(find(corpus)) == expected
+    assert sorted(texts(find(f"{corpus}/**/*.txt"))) == sorted(expected)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corpus" / "locked").mkdir(parents=True)
+    (tmp_path / "corpus" / "one.txt").write_text("one")
+    scandir = os.scandir
+
+    def locked(path: str | Path = ".") -> Any:  # whoever runs the tests may be allowed to read everything
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    for path in (tmp_path / "corpus", f"{tmp_path}/corpus/**/*.txt", f"{tmp_path}/*/**/*.txt"):
+        with pytest.raises(UserError, match=r"^data\.sources\.0\.path: the folder '.*/locked' cannot be read: Perm"):
+            find(path)
+    assert texts(find(f"{tmp_path}/corpus/*.txt")) == ["one"]
+
+
 def test_a_glob_takes_what_it_matches_and_can_read(tmp_path: Path) -> None:
     for name in ("one.txt", "two.txt", "three.md", "four.bin"):
         (tmp_path / name).write_text(name)
     assert texts(find(f"{tmp_path}/t*")) == ["three.md", "two.txt"]
     assert texts(find(f"{tmp_path}/**/*.txt")) == ["one.txt", "two.txt"]
+
+
+@given(
+    files=st.sets(st.lists(st.sampled_from(["a", "b", "ab.txt", ".c", "c.md"]), min_size=1, max_size=4).map("/".join)),
+    pattern=st.lists(st.sampled_from(["**", "*", "a*", "a", "*.txt"]), min_size=1, max_size=4).map("/".join),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_glob_finds_what_pythons_does(files: set[str], pattern: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for file in sorted(files):
+            path = Path(name, file)
+            if not any(parent.is_file() for parent in path.parents) and not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(file)
+        found = {path for path in map(Path, glob.glob(f"{name}/{pattern}", recursive=True)) if path.is_file()}
+        readable = sorted(str(path) for path in found if path.suffix in {".txt", ".md"})
+        if readable:
+            assert [str(file.path) for file in find(f"{name}/{pattern}").files] == readable
+        else:
+            with pytest.raises(UserError):
+                find(f"{name}/{pattern}")
 
 
 def test_python_stdlib_is_this_pythons_own_modules() -> None:
