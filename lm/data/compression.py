@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -12,6 +13,8 @@ import pyarrow
 
 _COMPRESSIBLE = (".txt", ".md", ".py", ".json", ".jsonl")
 _BUFFER = 1 << 16
+DAMAGE = (EOFError, OSError, zlib.error)
+"""What is raised where a file is cut short or damaged."""
 
 
 class CannotOpenError(Exception):
@@ -31,7 +34,7 @@ def is_compressed(path: Path) -> bool:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The content of a file. One that is cut short gives all that can be told of it, then raises EOFError or OSError.
+    """The content of a file. One that is cut short gives all that can be told of it, then raises one of DAMAGE.
 
     Raises:
         CannotOpenError: in the system's words.

@@ -6,17 +6,20 @@ own, with the answer's own behind them. So what the model reads when it is asked
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, islice, pairwise
+from pathlib import Path
 
 import numpy as np
 
 from lm.data.fingerprint import digest
 from lm.data.options import SamplesOptions
-from lm.data.samples import Sample, Turn
+from lm.data.readers import Unreadable
+from lm.data.samples import MalformedError, Sample, Turn
 from lm.data.store import TargetedDocument
-from lm.data.templates import Template
+from lm.data.templates import Template, UnfitTemplateError
 from lm.errors import UserError
 
 
@@ -29,38 +32,63 @@ class SampleEncoder:
         dropped: samples whose answers alone are too long.
     """
 
-    def __init__(self, template: Template, options: SamplesOptions, sequence_length: int) -> None:
+    def __init__(self, template: Template, options: SamplesOptions, sequence_length: int, key: str) -> None:
+        """key: where the user named the source."""
         self.fingerprint = digest([template.fingerprint, sequence_length])
         self.cut = 0
         self.dropped = 0
         self._template = template
-        self._refuse = options.too_long == "refuse"
+        self._options = options
+        self._key = key
         self._longest = sequence_length + 1  # the last token is predicted, but not read
 
-    def __call__(self, samples: Sequence[Sample]) -> list[TargetedDocument]:
-        """The documents of those that fit, in order.
+    def __call__(self, samples: Sequence[Sample], on_bad: Callable[[Unreadable], None]) -> list[TargetedDocument]:
+        """The documents of those that fit, in order; `on_bad` hears of samples that the template does not write.
 
         Raises:
-            UserError: one that cannot be written by the template, or does not fit where that is to be refused.
+            UserError: one that does not fit where that is to be refused; or the template can write none of its form,
+                unless bad records are to be skipped.
         """
-        encoded = self._encode([(sample, sample.turns) for sample in samples]) if samples else []
-        fitting = (self._fitted(sample, document) for sample, document in zip(samples, encoded, strict=True))
-        return [document for document in fitting if document is not None]
+        written: list[tuple[Sample, list[str]]] = []
+        for sample in samples:
+            with self._left_out(sample, on_bad):
+                written.append((sample, self._template.parts(sample.turns)))
+        documents: list[TargetedDocument] = []
+        for (sample, _), document in zip(written, self._encode(written), strict=True):
+            with self._left_out(sample, on_bad):
+                documents += self._fitted(sample, document)
+        return documents
 
-    def _fitted(self, sample: Sample, document: TargetedDocument) -> TargetedDocument | None:
+    @contextmanager
+    def _left_out(self, sample: Sample, on_bad: Callable[[Unreadable], None]) -> Iterator[None]:
+        """Leaves out a sample that the template does not write, whole or shortened."""
+        try:
+            yield
+        except MalformedError as error:
+            if isinstance(error, UnfitTemplateError) and self._options.bad_records != "skip":
+                raise self._refusal(sample, f"{error}, or set {self._key}.bad_records to skip") from None
+            on_bad(Unreadable(Path(sample.origin[0]), sample.where, str(error), "malformed"))
+
+    def _refusal(self, sample: Sample, reason: str) -> UserError:
+        return UserError(f"{self._key}.path: '{sample.origin[0]}' at {sample.where}: {reason}.")
+
+    def _fitted(self, sample: Sample, document: TargetedDocument) -> list[TargetedDocument]:
+        """The document, cut where it must be, or none."""
         if len(document.tokens) <= self._longest:
-            return document
-        (least,) = self._encode([(sample, shortened(sample.turns, 0))])
-        if len(least.tokens) > self._longest:
-            if self._refuse:
-                raise UserError(
-                    f"{sample.place}: the answers alone take {len(least.tokens)} tokens, more than the "
-                    f"{self._longest} that fit: raise data.sequence_length, or set too_long to drop to leave it out."
+            return [document]
+        least = len(self._shortened(sample, 0).tokens)
+        if least > self._longest:
+            if self._options.too_long == "refuse":
+                raise self._refusal(
+                    sample,
+                    f"the answers alone take {least} tokens, more than the {self._longest} that fit: raise "
+                    "data.sequence_length, or set too_long to drop to leave it out",
                 )
             self.dropped += 1
-            return None
+            return []
+        document = self._cut(sample, document, least)
         self.cut += 1
-        return self._cut(sample, document, len(least.tokens))
+        return [document]
 
     def _cut(self, sample: Sample, document: TargetedDocument, least: int) -> TargetedDocument:
         """The sample with as much of its prompts as fits; `least`: tokens without any."""
@@ -68,17 +96,20 @@ class SampleEncoder:
         kept = sum(lengths)
         while (length := len(document.tokens)) > self._longest:
             kept = min(kept - 1, kept * (self._longest - least) // (length - least))
-            (document,) = self._encode([(sample, shortened(sample.turns, fair_share(lengths, kept)))])
+            document = self._shortened(sample, fair_share(lengths, kept))
         return document
 
-    def _encode(self, conversations: Sequence[tuple[Sample, Sequence[Turn]]]) -> list[TargetedDocument]:
-        written = [self._template.parts(sample, turns) for sample, turns in conversations]
-        beginnings = [list(accumulate(parts)) for parts in written]
-        ids = iter(self._template.encode_batch(list(chain.from_iterable(beginnings))))
-        answers = ["".join(turn.text for turn in turns if turn.is_answer).encode() for _, turns in conversations]
+    def _shortened(self, sample: Sample, most: int) -> TargetedDocument:
+        (document,) = self._encode([(sample, self._template.parts(shortened(sample.turns, most)))])
+        return document
+
+    def _encode(self, written: Sequence[tuple[Sample, list[str]]]) -> list[TargetedDocument]:
+        """The documents of samples, each with its parts as the template writes them."""
+        beginnings = [beginning for _, parts in written for beginning in accumulate(parts)]
+        ids = iter(self._template.encode_batch(beginnings) if beginnings else [])
         return [
-            TargetedDocument(*self._tokens(parts, list(islice(ids, len(parts)))), utf8)
-            for parts, utf8 in zip(written, answers, strict=True)
+            TargetedDocument(*self._tokens(parts, list(islice(ids, len(parts)))), _answers(sample), sample.origin)
+            for sample, parts in written
         ]
 
     def _tokens(self, parts: Sequence[str], beginnings: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -99,6 +130,10 @@ class SampleEncoder:
             tokens += ids
             targets += [learned] * len(ids)
         return np.array(tokens, dtype=np.uint32), np.array(targets)
+
+
+def _answers(sample: Sample) -> bytes:
+    return "".join(turn.text for turn in sample.turns if turn.is_answer).encode()
 
 
 def shortened(turns: Sequence[Turn], most: int) -> list[Turn]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lm.data.compression import CannotOpenError, open_bytes
+from lm.data.compression import DAMAGE, CannotOpenError, open_bytes
 from lm.errors import UserError, did_you_mean
 
 
@@ -79,22 +80,32 @@ class Wanted:
 
 
 def read_text(part: Part, wanted: Wanted) -> Iterator[Document | Unreadable]:
-    """A whole file as one document, line ends untouched."""
+    """A whole file as one document, line ends untouched, without the byte-order mark that it may begin with."""
     try:
         with open_bytes(part.path) as file:
-            utf8 = file.read(wanted.max_bytes + 1)
+            content = _read(file, len(BOM_UTF8) + wanted.max_bytes + 1)
+        utf8 = content.removeprefix(BOM_UTF8)
         if len(utf8) > wanted.max_bytes:
-            yield _too_long(part.path, "its beginning", "the file", wanted)
+            yield too_long(part.path, "its beginning", "the file", wanted.max_bytes)
         elif utf8:
-            yield Document(utf8.decode(), utf8, origin=(str(part.path), 0))
+            yield Document(_decoded(content), utf8, origin=(str(part.path), 0))
         else:
             yield empty(part.path, "its beginning")
     except CannotOpenError as error:
         yield Unreadable(part.path, "its opening", str(error), "unreadable file")
     except UnicodeDecodeError as error:
         yield Unreadable(part.path, f"byte {error.start}", "not UTF-8 text", "not UTF-8")
-    except (OSError, EOFError) as error:
-        yield Unreadable(part.path, "its end", f"not a whole file ({error})", "truncated")
+    except DAMAGE as error:
+        yield _damaged(part.path, "its end", error)
+
+
+def _read(file: BinaryIO, most: int) -> bytes:
+    """`file.read(most)`, which sets aside as much memory, however small the file."""
+    pieces: list[bytes] = []
+    while most > 0 and (piece := file.read(min(most, 1 << 24))):
+        pieces.append(piece)
+        most -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_jsonl(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
@@ -116,23 +127,23 @@ def read_jsonl(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
                     return
                 counted += 1
                 if len(line) > wanted.max_bytes + 1:
-                    yield _too_long(path, where(), "the line", wanted)
+                    yield too_long(path, where(), "the line", wanted.max_bytes)
                     start += len(line) + _skip_line(file)
                     continue
                 if line.strip():
                     try:
                         place = partial(_line, part, counted, start)
-                        yield _record(path, place, start, json.loads(line.decode()))
+                        yield _record(path, place, start, json.loads(_decoded(line)))
                     except UnicodeDecodeError as error:
                         yield Unreadable(path, where(start + error.start), "not UTF-8 text", "not UTF-8")
-                    except ValueError as error:
-                        yield Unreadable(path, where(), f"not JSON ({error})", "not JSON")
+                    except (ValueError, RecursionError) as error:
+                        yield _not_json(path, where(), error)
                 start += len(line)
     except CannotOpenError as error:
         yield Unreadable(path, "its opening", str(error), "unreadable file")
-    except (OSError, EOFError) as error:  # of a decompressor, which says what it misses
+    except DAMAGE as error:
         counted += 1
-        yield Unreadable(path, where(), f"not a whole file ({error})", "truncated")
+        yield _damaged(path, where(), error)
 
 
 def _line(part: Part, counted: int, byte: int) -> str:
@@ -161,12 +172,12 @@ def read_json(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
     path = part.path
     try:
         with open_bytes(path) as file:
-            text = file.read().decode()
+            text = _decoded(file.read())
     except CannotOpenError as error:
         yield Unreadable(path, "its opening", str(error), "unreadable file")
         return
-    except (OSError, EOFError) as error:
-        yield Unreadable(path, "its end", f"not a whole file ({error})", "truncated")
+    except DAMAGE as error:
+        yield _damaged(path, "its end", error)
         return
     except UnicodeDecodeError as error:
         yield Unreadable(path, f"byte {error.start}", "not UTF-8 text", "not UTF-8")
@@ -187,8 +198,13 @@ def read_json(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
                 at = _token(text, at + 1)
             elif text[at : at + 1] != "]":
                 raise ValueError(f"a comma or the end of the list is expected at character {at}")
-    except ValueError as error:
-        yield Unreadable(path, where, f"not JSON ({error})", "not JSON")
+    except (ValueError, RecursionError) as error:
+        yield _not_json(path, where, error)
+
+
+def _decoded(content: bytes) -> str:
+    """The text without the byte-order mark that it may begin with, as may each line of files that were joined."""
+    return content.decode().removeprefix("\ufeff")
 
 
 def _token(text: str, at: int) -> int:
@@ -211,9 +227,18 @@ def empty(path: Path, where: str) -> Unreadable:
     return Unreadable(path, where, "the text is empty", "empty")
 
 
-def _too_long(path: Path, where: str, what: str, wanted: Wanted) -> Unreadable:
-    reason = f"{what} has more than the {wanted.max_bytes} bytes of max_document_bytes"
-    return Unreadable(path, where, reason, "too long")
+def too_long(path: Path, where: str, what: str, max_bytes: int) -> Unreadable:
+    """Something of more bytes than may be."""
+    return Unreadable(path, where, f"{what} has more than the {max_bytes} bytes of max_document_bytes", "too long")
+
+
+def _damaged(path: Path, where: str, error: Exception) -> Unreadable:
+    return Unreadable(path, where, f"cut short or damaged ({error})", "damaged")
+
+
+def _not_json(path: Path, where: str, error: Exception) -> Unreadable:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else f"not JSON ({error})"
+    return Unreadable(path, where, reason, "not JSON")
 
 
 def _record(path: Path, place: str | Callable[[], str], at: int, value: Any) -> Record | Unreadable:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from lm.data.compression import kind_of
 from lm.data.kinds import RECORDS
 from lm.data.options import ChatOptions, PairsOptions, SamplesOptions
-from lm.data.readers import Document, Part, Record, Unreadable, Wanted, missing_field
+from lm.data.readers import Document, Part, Record, Unreadable, Wanted, missing_field, too_long
 from lm.errors import UserError, did_you_mean
 
 Role = Literal["system", "user", "assistant"]
@@ -39,11 +39,12 @@ class Turn:
 class Sample(Document):
     """A conversation that ends with an answer; no answer is empty, and there is a prompt before the first.
 
-    text: all turns, one under another, for what asks no more of a document than that. place: where it stands, in words.
+    text: all turns, one under another, for what asks no more of a document than that. where: it stands in its file, in
+    words.
     """
 
     turns: tuple[Turn, ...]
-    place: str
+    where: str
 
 
 def read_samples(part: Part, options: SamplesOptions, key: str) -> Iterator[Sample | Unreadable]:
@@ -64,11 +65,14 @@ def samples_of(
         try:
             turns = _messages(record, options, key) if isinstance(options, ChatOptions) else _pair(record, options, key)
             text = "\n".join(turn.text for turn in turns)
-            place = f"{key}.path: '{path}' at {where}"
-            yield Sample(text, text.encode(), tuple(turns), place, origin=(str(path), record.at))
+            utf8 = text.encode()
+            if len(utf8) > options.max_document_bytes:
+                yield too_long(path, where, "the text", options.max_document_bytes)
+            else:
+                yield Sample(text, utf8, tuple(turns), where, origin=(str(path), record.at))
         except UnicodeEncodeError:
             yield Unreadable(path, where, "half of a surrogate pair in its text", "not UTF-8")
-        except _MalformedError as error:
+        except MalformedError as error:
             yield Unreadable(path, where, str(error), "malformed")
         except UserError as error:
             if options.bad_records != "skip":
@@ -76,8 +80,8 @@ def samples_of(
             yield Unreadable(path, where, str(error), "missing field")
 
 
-class _MalformedError(Exception):
-    """What is wrong inside a record of the right form."""
+class MalformedError(Exception):
+    """What is wrong inside a record of the right form, in words."""
 
 
 def _pair(record: Record, options: PairsOptions, key: str) -> list[Turn]:
@@ -113,12 +117,12 @@ def _messages(record: Record, options: ChatOptions, key: str) -> list[Turn]:
         raise missing_field(record, name, f"{key}.messages_field")
     messages = record.values[name]
     if not isinstance(messages, list):
-        raise _MalformedError(f"'{name}' holds {type(messages).__name__}, not a list of messages")
+        raise MalformedError(f"'{name}' holds {type(messages).__name__}, not a list of messages")
     turns = [_turn(message, number) for number, message in enumerate(messages, 1)]
     if not any(turn.is_answer for turn in turns):
-        raise _MalformedError("no message is the assistant's, so there is nothing to learn")
+        raise MalformedError("no message is the assistant's, so there is nothing to learn")
     if turns[0].is_answer:
-        raise _MalformedError("the first message is the assistant's, an answer to nothing")
+        raise MalformedError("the first message is the assistant's, an answer to nothing")
     last = max(number for number, turn in enumerate(turns) if turn.is_answer)
     return turns[: last + 1]
 
@@ -126,14 +130,14 @@ def _messages(record: Record, options: ChatOptions, key: str) -> list[Turn]:
 def _turn(message: object, number: int) -> Turn:
     where = f"message {number}"
     if not isinstance(message, dict):
-        raise _MalformedError(f"{where} is {type(message).__name__}, not an object with role and content")
+        raise MalformedError(f"{where} is {type(message).__name__}, not an object with role and content")
     for field in ("role", "content"):
         if field not in message:
-            raise _MalformedError(f"{where} has no '{field}'; it has {', '.join(message) or 'none'}")
+            raise MalformedError(f"{where} has no '{field}'; it has {', '.join(message) or 'none'}")
     role = message["role"]
     if role not in get_args(Role):
         near = did_you_mean(str(role), get_args(Role))
-        raise _MalformedError(f"{where} has the role {role!r}; known are {', '.join(get_args(Role))}.{near}")
+        raise MalformedError(f"{where} has the role {role!r}; known are {', '.join(get_args(Role))}.{near}")
     content = f"the content of {where}"
     return (
         _answer(message["content"], content) if role == "assistant" else Turn(role, _text(message["content"], content))
@@ -143,11 +147,11 @@ def _turn(message: object, number: int) -> Turn:
 def _answer(value: object, name: str) -> Turn:
     text = _text(value, name)
     if not text.strip():
-        raise _MalformedError(f"{name} is empty, an answer with nothing to learn")
+        raise MalformedError(f"{name} is empty, an answer with nothing to learn")
     return Turn("assistant", text)
 
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise _MalformedError(f"{name} holds {type(value).__name__}, not text")
+        raise MalformedError(f"{name} holds {type(value).__name__}, not text")
     return value

@@ -23,7 +23,7 @@ from lm.data.samples import Sample
 from lm.data.sharding import shard_name
 from lm.data.sources import Source
 from lm.data.split import Split
-from lm.data.store import StoreWriter, TokenStore
+from lm.data.store import StoreWriter, TargetedDocument, TokenStore
 from lm.data.tokenizers import Tokenizer
 
 _ENCODE_BYTES = 4_000_000
@@ -69,8 +69,10 @@ class Tokenizing:
         skipped: list[Unreadable] = []
         dropped = set() if self.duplicates is None else set(duplicates_of(self.duplicates, number).tolist())
         encoder = copy.copy(self.encoder)
+        encode = None
         if encoder is not None:
             encoder.cut = encoder.dropped = 0
+            encode = partial(encoder, on_bad=partial(self.source.leave_out, on_skip=skipped.append))
         documents = (
             document for place, document in enumerate(self.source.shard(number, skipped.append)) if place not in dropped
         )
@@ -80,7 +82,7 @@ class Tokenizing:
         with train, held_out:
             for batch in _in_batches(documents):
                 before = train.num_tokens
-                places.extend(self._add(batch, train, held_out, encoder))
+                places.extend(self._add(batch, train, held_out, encode))
                 report(sum(len(document.utf8) for document in batch), len(batch), train.num_tokens - before)
         kept = counted(TokenStore(folder / "train"), self.tokenizer)
         found = replace(
@@ -97,7 +99,11 @@ class Tokenizing:
             write_places(folder, places)
 
     def _add(
-        self, batch: Sequence[Document], train: StoreWriter, held_out: StoreWriter, encoder: SampleEncoder | None
+        self,
+        batch: Sequence[Document],
+        train: StoreWriter,
+        held_out: StoreWriter,
+        encode: Callable[[list[Sample]], list[TargetedDocument]] | None,
     ) -> list[float]:
         """Writes the documents to their sides; the hashes that these follow from."""
         room = self.options.max_bytes
@@ -108,11 +114,11 @@ class Tokenizing:
                 if not is_held_out or room is None or len(part.utf8) <= room:
                     sides[is_held_out].append(part)
         for writer, documents in zip((train, held_out), sides, strict=True):
-            if encoder is None:
+            if encode is None:
                 writer.add(documents)
             else:
                 samples = [document for document in documents if isinstance(document, Sample)]
-                writer.add_targeted(encoder(samples))
+                writer.add_targeted(encode(samples))
         return places
 
 

@@ -144,7 +144,7 @@ MaxEpochs = Annotated[
 BadRecords = Annotated[
     Literal["skip", "refuse"] | None,
     Field(
-        description="What becomes of input that cannot be used (not UTF-8, no JSON, a truncated file, a missing field, "
+        description="What becomes of input that cannot be used (not UTF-8, no JSON, a damaged file, a missing field, "
         "an empty or too long text): skip and count it, or refuse to go on, naming file and row. Left out: refuse it "
         "in a file that is named, skip it in files that are found, refuse missing fields, skip empty texts.",
     ),
@@ -153,7 +153,7 @@ MaxDocumentBytes = Annotated[
     int,
     Field(
         ge=1,
-        description="A record, or a file that is one document, of more bytes than this is bad input; it is not held "
-        "in memory.",
+        description="A text of more bytes than this is bad input, and so is a line of .jsonl; of text files and lines "
+        "no more than this is held in memory.",
     ),
 ]

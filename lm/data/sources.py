@@ -110,13 +110,18 @@ class Source:
             for item in self.read(part):
                 if isinstance(item, Document):
                     yield item
-                elif self._refuses(item):
-                    raise UserError(
-                        f"{self.key}.path: {item}. Repair the file or name another, or set {self.key}.bad_records to "
-                        "skip to leave out what cannot be read."
-                    )
-                elif on_skip is not None:
-                    on_skip(item)
+                else:
+                    self.leave_out(item, on_skip)
+
+    def leave_out(self, item: Unreadable, on_skip: Callable[[Unreadable], None] | None = None) -> None:
+        """Lets `on_skip` hear of what cannot be used. Raises UserError where that is to be refused."""
+        if self._refuses(item):
+            raise UserError(
+                f"{self.key}.path: {item}. Repair the file or name another, or set {self.key}.bad_records to "
+                "skip to leave out what cannot be read."
+            )
+        if on_skip is not None:
+            on_skip(item)
 
     def nothing(self, kinds: Iterable[str], *skipped: str) -> UserError:
         """What to say where no document is found. kinds: of what was skipped; skipped: some of that, in words."""

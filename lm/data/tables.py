@@ -27,7 +27,7 @@ def read_parquet(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
                 row += batch.num_rows
     except (OSError, pyarrow.ArrowException) as error:
         reason = f"not a whole parquet file ({first_line(error)})"
-        yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
+        yield Unreadable(part.path, f"row {row + 1}", reason, "damaged")
 
 
 def read_arrow(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
@@ -44,7 +44,7 @@ def read_arrow(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
                     row += rows.num_rows
     except (OSError, pyarrow.ArrowException) as error:
         reason = f"not a whole Arrow file ({first_line(error)})"
-        yield Unreadable(part.path, f"row {row + 1}", reason, "truncated")
+        yield Unreadable(part.path, f"row {row + 1}", reason, "damaged")
 
 
 def _arrow_batches(source: Any) -> Iterator[Any]:

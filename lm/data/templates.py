@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from lm.data.fingerprint import digest
 from lm.data.options import PairsOptions, SamplesOptions
-from lm.data.samples import Sample, Turn
+from lm.data.samples import MalformedError, Turn
 from lm.data.tokenizers import HuggingFaceTokenizer, Tokenizer
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -33,14 +33,18 @@ class Template(Protocol):
     begin: list[int]
     end: list[int]
 
-    def parts(self, sample: Sample, turns: Sequence[Turn]) -> list[str]:
+    def parts(self, turns: Sequence[Turn]) -> list[str]:
         """The text up to the end of the last answer: by turns what is read and what is learned.
 
-        sample: what `turns` come from, for messages. Raises UserError where they cannot be written.
+        Raises MalformedError where they cannot be written, UnfitTemplateError where no such turns can.
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of texts that begin where a document does."""
+
+
+class UnfitTemplateError(MalformedError):
+    """Why a template serves for no conversation of a form: a wrong choice of it, not a bad record."""
 
 
 def template_of(options: SamplesOptions, tokenizer: Tokenizer, key: str) -> Template:
@@ -64,7 +68,7 @@ class PairTemplate:
         self._before, self._after = template.split("{prompt}")
         self._tokenizer = tokenizer
 
-    def parts(self, sample: Sample, turns: Sequence[Turn]) -> list[str]:
+    def parts(self, turns: Sequence[Turn]) -> list[str]:
         prompt, answer = turns
         return [self._before + prompt.text + self._after, answer.text]
 
@@ -89,28 +93,30 @@ class ChatTemplate:
         self.end: list[int] = []
         special = {str(token): id for id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
-        probe = Sample("", b"", (Turn("user", "Question"), Turn("assistant", "Answer")), f"{key}: '{folder}'")
-        (ids,) = self.encode_batch(["".join(self.parts(probe, probe.turns))])
+        try:
+            (ids,) = self.encode_batch(["".join(self.parts([Turn("user", "Question"), Turn("assistant", "Answer")]))])
+        except MalformedError as error:
+            raise UserError(f"{key}: '{folder}': {error}") from error
         if ids[-1] not in special.values():
             raise UserError(f"{key}: the tokenizer in '{folder}' reads its special tokens as text.")
         if ids[-1] != self._tokenizer.eos_token_id:
             end, eos = self._tokenizer.convert_ids_to_tokens(ids[-1]), self._tokenizer.eos_token
             _log.warning("%s: answers end with %s, not with the eos token %s; tell generation to stop.", key, end, eos)
 
-    def parts(self, sample: Sample, turns: Sequence[Turn]) -> list[str]:
+    def parts(self, turns: Sequence[Turn]) -> list[str]:
         parts: list[str] = []
         written = ""
         for number, turn in enumerate(turns):
             if not turn.is_answer:
                 continue
-            before = self._render(sample, turns[:number], asking=True)
-            after = self._render(sample, turns[: number + 1], asking=False)
+            before = self._render(turns[:number], asking=True)
+            after = self._render(turns[: number + 1], asking=False)
             if not (before.startswith(written) and after.startswith(before)):
-                raise UserError(
-                    f"{sample.place}: the chat template writes earlier messages in another way once later ones follow, "
-                    "so answers cannot be told apart: make it one record per answer, or use another template."
+                raise UnfitTemplateError(
+                    "the chat template writes earlier messages in another way once later ones follow, so answers "
+                    "cannot be told apart: make it one record per answer, or use another template"
                 )
-            end = len(before) + self._end(sample, turn.text, after[len(before) :])
+            end = len(before) + self._end(turn.text, after[len(before) :])
             parts += [before[len(written) :], after[len(before) : end]]
             written = after[:end]
         return parts
@@ -119,24 +125,24 @@ class ChatTemplate:
         ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def _render(self, sample: Sample, turns: Sequence[Turn], *, asking: bool) -> str:
+    def _render(self, turns: Sequence[Turn], *, asking: bool) -> str:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         try:
             text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asking)
         except Exception as error:  # templates raise what they like
-            raise UserError(f"{sample.place}: the chat template refuses it: {error}") from error
+            raise MalformedError(f"the chat template refuses it: {first_line(error)}") from error
         return text
 
-    def _end(self, sample: Sample, answer: str, written: str) -> int:
+    def _end(self, answer: str, written: str) -> int:
         """How much of an answer, as written, there is up to the token that ends it, which is included."""
         answer = answer.strip()
         if spelled := self._special.search(answer):
-            raise UserError(f"{sample.place}: an answer spells '{spelled[0]}', a token that is no text.")
+            raise MalformedError(f"an answer spells '{spelled[0]}', a token that is no text")
         begin = written.find(answer)
         end = self._special.search(written, begin + len(answer)) if begin >= 0 else None
         if end is None:
-            raise UserError(
-                f"{sample.place}: the chat template does not write the answer followed by a special token, so a model "
-                "could not learn where it ends."
+            raise MalformedError(
+                "the chat template does not write the answer followed by a special token, so a model could not learn "
+                "where it ends"
             )
         return end.end()

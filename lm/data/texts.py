@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from lm.data.compression import kind_of
 from lm.data.kinds import RECORDS, TEXTS
 from lm.data.options import SourceOptions
-from lm.data.readers import Document, Part, Record, Unreadable, Wanted, empty, missing_field
+from lm.data.readers import Document, Part, Record, Unreadable, Wanted, empty, missing_field, too_long
 
 
 def read_texts(part: Part, options: SourceOptions, key: str) -> Iterator[Document | Unreadable]:
@@ -69,8 +69,7 @@ def _text_of(record: Record, options: SourceOptions) -> Document | Unreadable:
         reason = f"half of a surrogate pair at character {error.start}"
         return Unreadable(record.path, record.where, reason, "not UTF-8")
     if len(utf8) > options.max_document_bytes:
-        reason = f"the text has more than the {options.max_document_bytes} bytes of max_document_bytes"
-        return Unreadable(record.path, record.where, reason, "too long")
+        return too_long(record.path, record.where, "the text", options.max_document_bytes)
     return Document(text, utf8, origin=(str(record.path), record.at))
 
 

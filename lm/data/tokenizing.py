@@ -34,7 +34,8 @@ from lm.data.templates import template_of
 from lm.data.tokenizers import Tokenizer
 from lm.data.workers import Crew
 
-# Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone.
+# Raised whenever the same input would be stored as other tokens; caches of an older format are then left alone. Not for
+# the byte-order marks that texts began with once: a few characters are not worth days of tokenizing again.
 FORMAT = 5
 _COUNTS = "train_counts.npy"
 _log = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ def _encoder(options: DataOptions, source: Source, tokenizer: Tokenizer) -> Samp
     if isinstance(source.options, SourceOptions):
         return None
     template = template_of(source.options, tokenizer, source.key)
-    return SampleEncoder(template, source.options, options.sequence_length)
+    return SampleEncoder(template, source.options, options.sequence_length, source.key)
 
 
 def _make(what: str, work: Tokenizing | Hashing | Placing, numbers: Sequence[int], crew: Crew) -> bool:

@@ -16,14 +16,15 @@ from lm.data.options import DataOptions
 from lm.data.prepare import Prepared, prepare
 from lm.errors import UserError
 
+BYTES = {"kind": "bytes"}
 GOOD = "".join(json.dumps({"text": f"good {number}"}) + "\n" for number in range(20)).encode()
 
 
-def prepared_from(path: Path, **source: Any) -> Prepared:
+def prepared_from(path: Path, *, tokenizer: Any = BYTES, sequence_length: int = 16, **source: Any) -> Prepared:
     values = {
-        "tokenizer": {"kind": "bytes"},
+        "tokenizer": tokenizer,
         "sources": [{"path": str(path), **source}],
-        "sequence_length": 16,
+        "sequence_length": sequence_length,
         "validation": {"fraction": 0},
         "cache_dir": path.parent / "cache",
     }
@@ -79,9 +80,9 @@ CASES = [
     (invalid_utf8, "not UTF-8", r"line 21 \(byte \d+\): not UTF-8"),
     (empty_text, "empty", r"line 21 \(byte \d+\): the text is empty"),
     (long_line, "too long", r"line 21 \(byte \d+\): the line has more than the 1000000 bytes of max_document_bytes"),
-    (truncated_gzip, "truncated", r"line 41 \(byte \d+\): not a whole file"),
-    (truncated_zstandard, "truncated", r"line 41 \(byte \d+\): not a whole file"),
-    (truncated_parquet, "truncated", r"row 1: not a whole parquet file"),
+    (truncated_gzip, "damaged", r"line 41 \(byte \d+\): cut short"),
+    (truncated_zstandard, "damaged", r"line 41 \(byte \d+\): cut short"),
+    (truncated_parquet, "damaged", r"row 1: not a whole parquet file"),
     (missing_field, "missing field", r"no field 'text' in line 21"),
 ]
 
@@ -100,6 +101,32 @@ def test_it_is_refused_or_skipped_as_asked_and_counted(
     assert manifest.skipped == {kind: 1}
     if kind != "empty":
         assert path.name in manifest.examples[0]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_sample_that_the_chat_template_refuses_is_one_bad_record(
+    inst_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    good = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    records = [{"messages": good}] * 20 + [{"messages": [{"role": "system", "content": "Be brief."}, *good]}] * 2
+    path = tmp_path / f"a{suffix}"
+    path.write_text(json.dumps(records) if suffix == ".json" else "\n".join(map(json.dumps, records)))
+    chosen: dict[str, Any] = {
+        "kind": "chat",
+        "tokenizer": {"kind": "huggingface", "path": inst_folder},
+        "sequence_length": 64,
+    }
+    said = rf"^data\.sources\.0\.path: '{path}' .* at (line|record) 21 .*only user and assistant are known.*bad_records"
+    with pytest.raises(UserError, match=said):
+        prepared_from(path, **chosen)
+    prepared = prepared_from(path, bad_records="skip", **chosen)
+    (manifest,) = prepared.manifests
+    assert (manifest.documents, manifest.skipped) == (20, {"malformed": 2})
+    assert " 21 (" in manifest.examples[0]
+    rows = prepared.train.sources[0]
+    places = [rows.origin(document) for document in range(rows.num_documents)]
+    assert {name for name, _ in places} == {str(path)}
+    assert len(set(places)) == 20
 
 
 def test_a_line_that_is_too_long_is_not_held(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 
 from lm.data.encoding import SampleEncoder, fair_share, shortened
 from lm.data.options import ChatOptions, PairsOptions
+from lm.data.readers import Unreadable
 from lm.data.samples import Role, Sample, Turn
 from lm.data.sentencepiece_training import train_sentencepiece
 from lm.data.store import TargetedDocument
@@ -22,6 +24,8 @@ from lm.data.templates import template_of
 from lm.data.tokenizer_options import SentencePieceOptions
 from lm.data.tokenizers import BytesTokenizer, HuggingFaceTokenizer, Tokenizer
 from lm.errors import UserError
+
+from .conftest import CHATML, save_tokenizer
 
 TEMPLATE = "[INST]{prompt}[/INST]"
 LONG = 10_000
@@ -47,17 +51,27 @@ def tokenizer_of(chatml_folder: Path, inst_folder: Path) -> Callable[[str], Toke
 def sample(*turns: tuple[Role, str]) -> Sample:
     said = tuple(Turn(role, text) for role, text in turns)
     text = "\n".join(turn.text for turn in said)
-    return Sample(text, text.encode(), said, "data.sources.0.path: 'a.json' at record 1")
+    return Sample(text, text.encode(), said, "record 1", origin=("a.json", 1))
 
 
-def encoder(tokenizer: Tokenizer, length: int, too_long: str = "drop", template: str = TEMPLATE) -> SampleEncoder:
+class Encoder(SampleEncoder):
+    """One that is given no bad samples, unless it is said what becomes of them."""
+
+    def __call__(
+        self, samples: Sequence[Sample], on_bad: Callable[[Unreadable], None] = pytest.fail
+    ) -> list[TargetedDocument]:
+        return super().__call__(samples, on_bad)
+
+
+def encoder(tokenizer: Tokenizer, length: int, too_long: str = "drop", template: str = TEMPLATE) -> Encoder:
     options = PairsOptions.model_validate({"kind": "sft", "path": "a", "template": template, "too_long": too_long})
-    return SampleEncoder(template_of(options, tokenizer, "data.sources.0"), options, length)
+    return Encoder(template_of(options, tokenizer, "data.sources.0"), options, length, "data.sources.0")
 
 
-def chat_encoder(folder: Path, length: int = LONG) -> SampleEncoder:
+def chat_encoder(folder: Path, length: int = LONG) -> Encoder:
     options = ChatOptions(kind="chat", path="a")
-    return SampleEncoder(template_of(options, HuggingFaceTokenizer(folder), "data.sources.0"), options, length)
+    key = "data.sources.0"
+    return Encoder(template_of(options, HuggingFaceTokenizer(folder), key), options, length, key)
 
 
 def runs(document: TargetedDocument) -> list[list[int]]:
@@ -219,3 +233,49 @@ def test_long_messages_of_a_conversation_give_way_before_short_ones(chatml_folde
     assert "Be short.<|im_end|>" in text
     assert "first " * 20 + "<|im_end|>" in text
     assert text.count("logging ") == pytest.approx(text.count("handler "), abs=2)
+
+
+ALTERNATE = CHATML.replace(
+    "{% for m in messages %}",
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if not m['content'] %}{{ 0 / 0 }}{% endif %}",
+)
+turns_of = st.sampled_from(["ua", "uaua", "uua", "us", "ue"]).map(list)
+TURNS: dict[str, tuple[Role, str]] = {
+    "u": ("user", "a question " * 9),
+    "a": ("assistant", "yes"),
+    "s": ("assistant", "<|im_end|>"),
+    "e": ("assistant", "no" * 600),
+}
+REASONS = {
+    "uua": "the chat template refuses it: roles must alternate",
+    "us": "an answer spells '<|im_end|>', a token that is no text",
+    "ue": "the chat template refuses it: division by zero",  # whose prompt must give way, down to nothing
+}
+
+
+@given(said=st.lists(turns_of, max_size=8))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_the_template_does_not_write_is_left_out_alone(alternating: Encoder, said: list[list[str]]) -> None:
+    samples = [
+        replace(sample(*(TURNS[turn] for turn in turns)), where=f"record {number}", origin=("a.json", number))
+        for number, turns in enumerate(said)
+    ]
+    bad: list[Unreadable] = []
+    documents = alternating(samples, bad.append)
+    reasons = [REASONS.get("".join(turns)) for turns in said]
+    assert [document.origin for document in documents] == [
+        ("a.json", number) for number, reason in enumerate(reasons) if reason is None
+    ]
+    assert sorted((item.where, item.reason) for item in bad) == sorted(
+        (f"record {number}", reason) for number, reason in enumerate(reasons) if reason is not None
+    )
+    assert {(item.path, item.kind) for item in bad} <= {(Path("a.json"), "malformed")}
+    for document in documents:
+        (alone,) = alternating([samples[document.origin[1]]])
+        assert alone.tokens.tolist() == document.tokens.tolist()
+
+
+@pytest.fixture(scope="module")
+def alternating(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    return chat_encoder(save_tokenizer(tmp_path_factory.mktemp("alternating"), ALTERNATE), 300)

@@ -1,5 +1,6 @@
 """Each file kind gives its texts unchanged and says where it cannot."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lm.data.compression import kind_of
+from lm.data.kinds import RECORDS, TEXTS
 from lm.data.options import SourceOptions
-from lm.data.readers import Document, Part, Unreadable, Wanted, read_json
+from lm.data.readers import Document, Part, Record, Unreadable, Wanted, read_json
 from lm.data.source_options import FilterOptions, RangeOptions
 from lm.data.texts import read_texts
 from lm.errors import UserError
@@ -22,13 +25,82 @@ def read(path: Path, field: str = "text") -> list[str]:
     return [item.text if isinstance(item, Document) else f"! {item.where}: {item.reason}" for item in items]
 
 
-def test_text_keeps_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
+@given(
+    text=st.text(st.sampled_from("ab\r\n\t\ufeff\u00e4"), max_size=6).filter(lambda text: text[:1] != "\ufeff"),
+    marked=st.booleans(),
+)
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_text_is_what_follows_its_byte_order_mark(tmp_path: Path, text: str, marked: bool) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes("\ufeffone\r\n\ttwo\r three\n".encode())
-    assert read(path) == ["\ufeffone\r\n\ttwo\r three\n"]
-    (document,) = read_texts(Part(path), SourceOptions(path=str(path)), "")
-    assert isinstance(document, Document)
-    assert document.utf8 == path.read_bytes()
+    path.write_bytes((b"\xef\xbb\xbf" if marked else b"") + text.encode())
+    (item,) = read_texts(Part(path), SourceOptions(path=str(path), max_document_bytes=max(1, len(text.encode()))), "")
+    if text:
+        assert isinstance(item, Document)
+        assert (item.text, item.utf8) == (text, text.encode())
+    else:
+        assert isinstance(item, Unreadable)
+        assert item.kind == "empty"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_records_may_follow_a_byte_order_mark(tmp_path: Path, suffix: str) -> None:
+    mark, one, two = b"\xef\xbb\xbf", b'{"text": "one"}', b'{"text": "\xff"}'
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(mark + (b"[%s]" % one if suffix == ".json" else one + b"\n"))
+    (record,) = RECORDS[suffix](Part(path), Wanted())
+    assert isinstance(record, Record)
+    assert record.values == {"text": "one"}
+    path.write_bytes(mark + (b"[%s]" % two if suffix == ".json" else two))
+    (bad,) = RECORDS[suffix](Part(path), Wanted())
+    assert f"byte {path.read_bytes().index(0xFF)}" in bad.where
+
+
+def test_json_that_is_nested_too_deeply_is_one_bad_record(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "one"}}\n{deep}\n{{"text": "two"}}\n')
+    assert read(path) == ["one", "! line 2 (byte 16): nested too deeply", "two"]
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"text": "one"}}, {deep}')
+    _, bad = read_json(Part(path), Wanted())
+    assert isinstance(bad, Unreadable)
+    assert (bad.where, bad.kind) == ("record 2 (character 18)", "not JSON")
+
+
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 2**32), st.integers(1, 255)), max_size=8),
+    cut=st.none() | st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.json.gz", "a.txt.zst", "a.jsonl.zst"])
+def test_a_damaged_archive_is_told_and_what_is_read_is_true(
+    tmp_path: Path, name: str, flips: list[tuple[int, int]], cut: int | None
+) -> None:
+    path = tmp_path / name
+    records = [{"text": f"{number} {number**7}"} for number in range(50)]
+    whole = (
+        json.dumps(records) if ".json." in name else "".join(json.dumps(record) + "\n" for record in records)
+    ).encode()
+    packed = bytearray(gzip.compress(whole) if name.endswith("gz") else compressed(whole))
+    for at, change in flips:
+        packed[at % len(packed)] ^= change
+    path.write_bytes(packed[: None if cut is None else 1 + cut % len(packed)])
+    kind = kind_of(path)
+    items = list((TEXTS.get(kind) or RECORDS[kind])(Part(path), Wanted()))
+    *good, last = items
+    if isinstance(last, Unreadable):
+        assert last.kind in {"damaged", "not UTF-8", "not JSON", "empty", "unreadable file"}, last
+    if not flips:
+        assert isinstance(last, Unreadable) == (path.stat().st_size < len(packed))
+        if ".jsonl." in name:
+            assert [item.values for item in good if isinstance(item, Record)] == records[: len(good)]
+
+
+def compressed(content: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return bytes(sink.getvalue())
 
 
 def test_jsonl_reads_one_document_per_line(tmp_path: Path) -> None:

@@ -97,6 +97,19 @@ def test_an_input_stands_below_its_instruction(tmp_path: Path) -> None:
     assert turns(named[0])[0][1] == "Sum up.", "what is named is taken as it is"
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_samples_have_no_more_bytes_than_they_may(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a{suffix}", [{"prompt": "\u00e4" * count, "answer": "yes"} for count in (498, 499, 3000)])
+    options = PairsOptions(kind="sft", path=str(path), max_document_bytes=1000)
+    fits, *over = read_samples(Part(path), options, KEY)
+    if suffix != ".jsonl":  # whose lines have as many bytes more as names and escapes take
+        assert isinstance(fits, Sample)
+        assert fits.utf8 == b"\xc3\xa4" * 498 + b"\nyes"
+    for item in over:
+        assert isinstance(item, Unreadable)
+        assert item.kind == "too long"
+
+
 PAIR = {"instruction": "x", "output": "y"}
 
 
@@ -122,7 +135,8 @@ def test_a_malformed_pair_is_named_by_its_record(tmp_path: Path, suffix: str, re
     assert bad.where.startswith("record 2 (character" if suffix == ".json" else "line 2 (byte")
     assert message in bad.reason
     assert isinstance(last, Sample)
-    assert last.place.startswith(f"{KEY}.path: '{path}' at {'record' if suffix == '.json' else 'line'} 3 (")
+    assert last.where.startswith(f"{'record' if suffix == '.json' else 'line'} 3 (")
+    assert last.origin[0] == str(path)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lm.data.options import ChatOptions, PairsOptions
-from lm.data.samples import Role, Sample, Turn
-from lm.data.templates import Template, template_of
+from lm.data.samples import MalformedError, Role, Turn
+from lm.data.templates import Template, UnfitTemplateError, template_of
 from lm.data.tokenizers import BytesTokenizer, HuggingFaceTokenizer, load_tokenizer
 from lm.errors import UserError
 
@@ -20,7 +20,7 @@ KEY = "data.sources.0"
 
 def parts(template: Template, *turns: tuple[Role, str]) -> list[str]:
     said = tuple(Turn(role, text) for role, text in turns)
-    return template.parts(Sample("", b"", said, "'a.json' at record 7"), said)
+    return template.parts(said)
 
 
 def chat(folder: Path) -> Template:
@@ -80,17 +80,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_where_that_shows(tmp_
         "{% if loop.last and m['role'] == 'assistant' %}{{ '[thought]' }}{% endif %}{{ m['content'] }}",
     )
     template = chat(save_tokenizer(tmp_path, thinking.replace("assistant\n{% endif", "assistant\n[thought]{% endif")))
-    with pytest.raises(UserError, match=r"record 7: the chat template writes earlier messages in another way"):
+    with pytest.raises(UnfitTemplateError, match=r"^the chat template writes earlier messages in another way"):
         parts(template, ("user", "x"), ("assistant", "y"), ("user", "z"), ("assistant", "w"))
 
 
 def test_what_the_template_itself_refuses_is_named(inst_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"record 7: the chat template refuses it: only user and assistant are known"):
+    with pytest.raises(MalformedError, match=r"^the chat template refuses it: only user and assistant are known"):
         parts(chat(inst_folder), ("system", "s"), ("user", "x"), ("assistant", "y"))
 
 
 def test_an_answer_that_spells_a_special_token_is_refused(chatml_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"record 7: an answer spells '<\|im_end\|>'"):
+    with pytest.raises(MalformedError, match=r"^an answer spells '<\|im_end\|>'"):
         parts(chat(chatml_folder), ("user", "x"), ("assistant", "y<|im_end|>z"))
 
 
