@@ -80,7 +80,13 @@ data:
   sequence_length: 128
   validation: {{fraction: 0.3}}
   cache_dir: "{cache}"
-train: {{output_dir: "{output}", steps: 8, global_batch_tokens: 512, checkpoint_every: 4, sample_tokens: 4}}
+train:
+  output_dir: "{output}"
+  steps: 8
+  global_batch_tokens: 512
+  micro_batch_size: 2
+  checkpoint_every: 4
+  sample_tokens: 4
 optimizer: {{lr: 1.0e-2}}
 log: {{wandb: disabled}}
 """

@@ -1,6 +1,6 @@
 """What `test_launched.py` has the launcher run: `RUN_FILE...`, each under ZeRO-3 with every parameter sharded.
 
-Then each once more with rows that both ranks hold together.
+Then the first once more with rows that both ranks hold together.
 """
 
 import sys
@@ -15,5 +15,5 @@ OVERRIDES = ("deepspeed.zero_stage=3", "deepspeed.zero_optimization.stage3_param
 if __name__ == "__main__":
     for run_file in sys.argv[1:]:
         train(load_run_file(run_file, OVERRIDES))
-        shared = ("train.sequence_parallel=2", f"train.output_dir={Path(run_file).with_name('shared')}")
-        train(load_run_file(run_file, [*OVERRIDES, *shared]))
+    shared = ("train.sequence_parallel=2", f"train.output_dir={Path(sys.argv[1]).with_name('shared')}")
+    train(load_run_file(sys.argv[1], [*OVERRIDES, *shared]))

@@ -26,7 +26,7 @@ KINDS = ("tied", "untied")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By kind of base a folder with `base`, the run file, and what two ranks left: in `out`, and in `shared`."""
+    """By kind of base a folder with `base`, the run file, and what two ranks left in `out`; the first has `shared`."""
     root = tmp_path_factory.mktemp("launched")
     runs = {}
     for kind in KINDS:
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_two_ranks_train_as_one(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     train(load_run_file(folders[kind] / "extend.yaml", [f"train.output_dir={tmp_path}"]))
     one = read_metrics(tmp_path / "metrics.jsonl")
-    for output in ("out", "shared"):
+    for output in ("out", "shared") if kind == KINDS[0] else ("out",):
         two = read_metrics(folders[kind] / output / "metrics.jsonl")
         for key in ("loss", "grad_norm"):
             assert [record[key] for record in two] == pytest.approx([record[key] for record in one], rel=1e-4), output

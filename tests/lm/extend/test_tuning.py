@@ -19,7 +19,7 @@ from lm.train import manifest
 from lm.train.log import read_metrics
 from lm.train.loop import train
 
-SHORT = ["extend=null", "data.sequence_length=64"]
+SHORT = ["extend=null", "data.sequence_length=64", "train.micro_batch_size=4"]
 
 
 def losses(folder: Path) -> list[float]:
