@@ -58,7 +58,7 @@ class Tokenizer(Protocol):
 
     @property
     def unk_id(self) -> int | None:
-        """What stands for text that has no tokens; None where there is no such text."""
+        """What stands for text that has no tokens; None where there is no such text, or an end looks the same."""
 
     @property
     def fingerprint(self) -> str:
@@ -211,7 +211,11 @@ class HuggingFaceTokenizer:
         own = self._id(config.get("bos_token")), self._id(config.get("eos_token"))
         self.bos_id, self.eos_id = ends_of(own, ends, self._special_id, f"'{folder}'")
         self.ends, self.ends_texts = ends, ends.add_eos_token
-        self.unk_id = self._id(config.get("unk_token"))
+        model: Any = self._tokenizer.model  # which alone decides; the configuration may call anything its unk_token
+        unk = (
+            self._id(model.unk_token) if hasattr(model, "unk_token") else json.loads(contents[0])["model"].get("unk_id")
+        )
+        self.unk_id = None if unk in (self.bos_id, self.eos_id) else unk
         self.fingerprint = fingerprint_of(contents, own, self)
 
     def __reduce__(self) -> tuple[type[HuggingFaceTokenizer], tuple[Path, EndsOptions]]:
