@@ -25,12 +25,12 @@ from lm.data.recall_options import GeneratedOptions
 from lm.data.rows import Rows
 from lm.data.source_rows import content_of, over_shards, require_text, source_rows
 from lm.data.sources import Source, find_source
-from lm.data.store import CONTENT
+from lm.data.store import CONTENT, TokenStore
 from lm.data.tokenizer_of import tokenizer_of
 from lm.data.tokenizer_options import NumbersOptions
 from lm.data.tokenizers import NumbersTokenizer, Tokenizer
-from lm.data.tokenizing import FORMAT, Shards, each_once, first_shards, make_shards, tokenized, work_on
-from lm.data.validation import Validation, validation_of
+from lm.data.tokenizing import FORMAT, Shards, Tokenized, each_once, first_shards, make_shards, tokenized, work_on
+from lm.data.validation import Validation, held_out_of, validation_of
 from lm.data.workers import Crew, Progress
 
 
@@ -128,26 +128,43 @@ def prepare(options: DataOptions, progress: Progress | None = None, processes: i
         options.seed,
         options.shards,
     )
-    made_of = [content_of(options, made) for made in found]
-    over = [over_shards(options, made) for made in found]
-    held_of = [contents(made.held_out.folder.parent, CONTENT) for made in found]
+    held_out = held_out_of(options, found, tokenizer)
+    fingerprint, parts = _fingerprints(options, sources, tokenizer, found, held_out)
     return Prepared(
         tokenizer=tokenizer,
         train=mix.batches(),
-        validation=validation_of(options, found),
-        fingerprint=digest([FORMAT, tokenizer.fingerprint, made_of, held_of, *_order(options, sources)]),
-        parts={
-            "data.tokenizer": tokenizer.fingerprint,
-            **_by_key([made.contents() for made in found]),
-            "data.validation": digest(held_of),
-            **({"data.packing": digest(over)} if any(over) else {}),
-        },
+        validation=validation_of(options, found, held_out),
+        fingerprint=fingerprint,
+        parts=parts,
         manifests=tuple(made.manifest for made in found),
         statistics=sum((made.manifest for made in each_once(found)), Manifest()),
-        validation_statistics=sum((counted(made.held_out, tokenizer) for made in each_once(found)), Manifest()),
+        validation_statistics=sum((counted(store, tokenizer) for store in held_out), Manifest()),
         mix=mix,
         content=tuple(map(content, shards)),
     )
+
+
+def _fingerprints(
+    options: DataOptions,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    found: Sequence[Tokenized],
+    held_out: Sequence[TokenStore],
+) -> tuple[str, dict[str, str]]:
+    """The fingerprint of prepared data, and those of its parts, as `Prepared` has them."""
+    made_of = [content_of(options, made) for made in found]
+    over = [over_shards(options, made) for made in found]
+    held_of: list[Any] = [contents(made.held_out.folder.parent, CONTENT) for made in found]
+    whole = [made.held_out.folder for made in each_once(found) if made.held_out.num_documents]
+    if [store.folder for store in held_out] != whole:
+        held_of.append([store.num_documents for store in held_out])
+    parts = {
+        "data.tokenizer": tokenizer.fingerprint,
+        **_by_key([made.contents() for made in found]),
+        "data.validation": digest(held_of),
+        **({"data.packing": digest(over)} if any(over) else {}),
+    }
+    return digest([FORMAT, tokenizer.fingerprint, made_of, held_of, *_order(options, sources)]), parts
 
 
 def prepare_node(

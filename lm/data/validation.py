@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 
 from lm.data.batches import Batches
+from lm.data.cache import cached_folder, contents
+from lm.data.fingerprint import digest, wide_hash
 from lm.data.options import DataOptions
 from lm.data.order import SequentialOrder
 from lm.data.rows import rows_of
-from lm.data.store import TokenStore
+from lm.data.store import CONTENT, StoreWriter, TokenStore
+from lm.data.tokenizers import Tokenizer
 from lm.data.tokenizing import Tokenized, each_once
 from lm.errors import UserError
+
+_WRITTEN_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +49,42 @@ class Validation:
         return b"".join(store.text.tobytes() for store in self.stores)
 
 
-def validation_of(options: DataOptions, found: Sequence[Tokenized]) -> Validation | None:
-    """What is held out of all sources; None where nothing is to be. Raises UserError where there is no such text."""
+def held_out_of(options: DataOptions, found: Sequence[Tokenized], tokenizer: Tokenizer) -> list[TokenStore]:
+    """What is held out of all sources, none empty: a document that several hold stands only in the first of them."""
+    stores = [made.held_out for made in each_once(found) if made.held_out.num_documents]
+    if len(stores) < 2:
+        return stores
+    made_of = [tokenizer.fingerprint, *(contents(store.folder.parent, CONTENT) for store in stores)]
+    build = partial(_write_without_repeated, stores=stores, tokenizer=tokenizer)
+    folder = cached_folder(options.cache_dir, f"held-out-{digest(made_of)}", build)
+    others = [folder / f"{number:05}" for number in range(len(stores))]
+    read = [TokenStore(other) if other.is_dir() else store for store, other in zip(stores, others, strict=True)]
+    return [store for store in read if store.num_documents]
+
+
+def _write_without_repeated(folder: Path, stores: Sequence[TokenStore], tokenizer: Tokenizer) -> None:
+    """Writes those stores again that hold what an earlier one does, without that."""
+    earlier: set[bytes] = set()
+    for number, store in enumerate(stores):
+        spans = pairwise(store.offsets.tolist())
+        hashes = [wide_hash(store.tokens[begin:end].tobytes()) for begin, end in spans]
+        if not earlier.isdisjoint(hashes):
+            with StoreWriter(folder / f"{number:05}", tokenizer, keep_text=True) as writer:
+                pairs = zip(store.documents(), hashes, strict=True)
+                kept = (document for document, value in pairs if value not in earlier)
+                while batch := list(islice(kept, _WRITTEN_AT_ONCE)):
+                    writer.add_stored(batch)
+        earlier.update(hashes)
+
+
+def validation_of(options: DataOptions, found: Sequence[Tokenized], stores: Sequence[TokenStore]) -> Validation | None:
+    """Rows of what is held out; None where nothing is to be. Raises UserError where there is no such text.
+
+    stores: what `held_out_of` gives.
+    """
     if options.validation.fraction == 0:
         return None
     made = each_once(found)
-    stores = [part.held_out for part in made if part.held_out.num_documents]
     if not stores:
         raise _nothing_held_out(options, made)
     rows = [rows_of([store], options.sequence_length) for store in stores]

@@ -137,3 +137,21 @@ def test_a_path_named_twice_is_held_out_and_counted_once(tmp_path: Path) -> None
     assert twice.validation.unigram_bits_per_byte == once.validation.unigram_bits_per_byte
     assert (twice.statistics, twice.validation_statistics) == (once.statistics, once.validation_statistics)
     assert len(twice.manifests) == 2
+
+
+def test_what_several_sources_hold_out_is_validated_once(tmp_path: Path) -> None:
+    big = written(tmp_path / "big.jsonl", BIG)
+    other = written(tmp_path / "other.jsonl", [*BIG[50:200], *(f"letter {number}" for number in range(100))])
+    part = {**big, "filters": {"min_characters": 11}}
+    texts = {}
+    for name, sources in (("big", [big]), ("part", [big, part]), ("other", [big, other]), ("alone", [other])):
+        prepared = prepare(options_for(tmp_path, *sources), processes=1)
+        assert prepared.validation is not None
+        texts[name] = [document.utf8 for store in prepared.validation.stores for document in store.documents()]
+        assert prepared.validation.text() == b"".join(texts[name])
+        assert prepared.validation_statistics.documents == len(texts[name]) == len(set(texts[name]))
+        assert prepare(options_for(tmp_path, *sources), never).fingerprint == prepared.fingerprint
+    assert texts["part"] == texts["big"]
+    letters = [text for text in texts["alone"] if text.startswith(b"letter")]
+    assert texts["other"] == texts["big"] + letters
+    assert 0 < len(letters) < len(texts["alone"])
