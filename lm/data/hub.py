@@ -140,6 +140,10 @@ class HubSource(Source):
             with contextlib.suppress(NotWritableError):
                 self._note(known["commit"], known["asked"])
 
+    def open(self) -> None:
+        """Loads the dataset, which processes that are forked then have."""
+        _ = self.dataset
+
     @cached_property
     def dataset(self) -> Any:
         """The split, as `datasets` gives it."""

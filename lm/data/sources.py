@@ -82,6 +82,9 @@ class Source:
     def hold(self) -> None:
         """Lets whoever looks next find what was found now, where a source may change by itself."""
 
+    def open(self) -> None:
+        """Opens what is read, where that takes long: once, before processes share the reading."""
+
     def documents(self, on_skip: Callable[[Unreadable], None] | None = None) -> Iterator[Document]:
         """Every readable, non-empty document, a `Sample` where the source is one of samples; `on_skip` hears of the
         others.

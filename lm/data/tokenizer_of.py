@@ -35,6 +35,8 @@ def _trained_tokenizer(options: DataOptions, sources: Sequence[Source], crew: Cr
 
     def build(folder: Path) -> None:
         split = Split.joined(Split.of(source, options.validation) for source in sources)
+        for source in sources:
+            source.open()
         passages = _sampled(_Sampling(tuple(sources), split, wanted.sample_bytes), crew)
         if not passages:
             for source in sources:

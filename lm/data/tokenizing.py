@@ -232,6 +232,7 @@ def _make(what: str, work: Tokenizing | Hashing | Placing, numbers: Sequence[int
 
 def _in_processes(what: str, work: Tokenizing | Hashing | Placing, numbers: Sequence[int], crew: Crew) -> None:
     source = work.source
+    source.open()
     sizes = [sum(part.size for part in shard) for shard in source.shards]
     finished = sum(sizes) - sum(sizes[number] for number in numbers)
     under_way: Counter[int] = Counter()

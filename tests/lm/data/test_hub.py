@@ -63,7 +63,12 @@ def aged(cache: Path) -> Progress:
 
 
 def prepared_from(
-    path: Path | str, cache: Path, hub: dict[str, Any], progress: Progress | None = None, **source: Any
+    path: Path | str,
+    cache: Path,
+    hub: dict[str, Any],
+    progress: Progress | None = None,
+    processes: int = 1,
+    **source: Any,
 ) -> Prepared:
     values = {
         "tokenizer": {"kind": "bytes"},
@@ -73,7 +78,7 @@ def prepared_from(
         "validation": {"fraction": 0},
         "cache_dir": cache,
     }
-    return prepare(DataOptions.model_validate(values), progress, processes=1)
+    return prepare(DataOptions.model_validate(values), progress, processes)
 
 
 def texts(prepared: Prepared) -> list[str]:
@@ -168,6 +173,24 @@ def test_tokens_that_are_there_need_no_hub(
     assert (again.fingerprint, texts(again)) == (first.fingerprint, texts(first))
     with pytest.raises(UserError, match="the Hugging Face Hub cannot be reached"):
         prepared_from("someone/corpus", tmp_path / "cache", chosen | {"split": "test"})
+
+
+def test_processes_that_go_on_share_one_dataset(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared_from(repository, tmp_path / "cache", {})
+    parent, load, loaded = os.getpid(), datasets.load_dataset_builder, []
+
+    def load_here(*arguments: Any, **options: Any) -> Any:
+        loaded.append(os.getpid())
+        assert loaded == [parent]
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_here)
+    for number in (0, 1):
+        shutil.rmtree(next((tmp_path / "cache").glob(f"tokens-*/shard-0000{number}")))
+    assert texts(prepared_from(repository, tmp_path / "cache", {}, processes=2)) == texts(first)
+    assert loaded == [parent]
 
 
 def test_a_cache_that_another_user_made_is_read(
