@@ -176,11 +176,11 @@ class HubSource(Source):
             return
         found = builder.hash if self.hub.streaming else Path(builder.cache_dir).name
         if found != self.commit:
-            use = f", set {self.key}.hub.revision to {found} to use that copy" if _COMMIT.fullmatch(found) else ""
+            use = f", or set {self.key}.hub.revision to {found} for that copy" if _COMMIT.fullmatch(found) else ""
             raise UserError(
                 f"{self.key}.path: '{self.options.path}' cannot be loaded as of commit {self.commit}; all that "
-                f"`datasets` has is another copy, '{builder.cache_dir}'. Call again where the Hub can be reached{use}, "
-                "or remove it if it is no longer wanted."
+                f"`datasets` has is another copy, '{builder.cache_dir}'. Call again where the Hub can be reached{use}. "
+                "A copy that is taken even there has to be removed."
             )
         if isinstance(builder, Cache) and self.hub.config is None and builder.config.name != "default":
             raise UserError(

@@ -25,7 +25,7 @@ def read_parquet(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
             for batch in table.iter_batches(batch_size=256, row_groups=list(groups), columns=columns):
                 yield from records_of(batch, part.path, row)
                 row += batch.num_rows
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = f"not a whole parquet file ({first_line(error)})"
         yield Unreadable(part.path, f"row {row + 1}", reason, "damaged")
 
@@ -42,7 +42,7 @@ def read_arrow(part: Part, wanted: Wanted) -> Iterator[Record | Unreadable]:
                     rows = chosen.slice(begin, 256)
                     yield from records_of(rows, part.path, row)
                     row += rows.num_rows
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = f"not a whole Arrow file ({first_line(error)})"
         yield Unreadable(part.path, f"row {row + 1}", reason, "damaged")
 
@@ -64,7 +64,7 @@ def records_of(table: Any, path: Path, before: int, of: str = "") -> Iterator[Re
     """
     for number, values in enumerate(_values_of(table), before + 1):
         place = f"row {number}{of}"
-        if isinstance(values, UnicodeDecodeError):
+        if isinstance(values, Exception) and "UTF8" in str(values):
             yield Unreadable(path, place, "not UTF-8 text", "not UTF-8")
         elif isinstance(values, Exception):
             yield Unreadable(path, place, f"a value that cannot be read ({first_line(values)})")
@@ -74,8 +74,9 @@ def records_of(table: Any, path: Path, before: int, of: str = "") -> Iterator[Re
 
 def _values_of(table: Any) -> list[dict[str, Any] | Exception]:
     try:
+        table.validate(full=True)  # a damaged Arrow file, which is mapped as it is, would be read beyond its end
         values: list[dict[str, Any] | Exception] = table.to_pylist()
-    except (ValueError, OverflowError) as error:  # of bytes that are no text, or of dates that Python does not know
+    except (ValueError, OverflowError) as error:  # of bytes that are no text, of dates that Python lacks
         if table.num_rows == 1:
             return [error]
         return [value for row in range(table.num_rows) for value in _values_of(table.slice(row, 1))]

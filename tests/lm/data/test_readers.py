@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -156,6 +157,21 @@ def test_bytes_that_are_no_text_are_told_by_their_row(tmp_path: Path, values: li
             return f"! row {row}: not UTF-8 text"
 
     assert read(path) == [expected(row, value) for row, value in enumerate(values, 1)]
+
+
+def test_a_damaged_arrow_file_is_not_read_beyond_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    ends = np.array([0, 3, -7, 6, 2**30, 9], dtype=np.int32)
+    text = pyarrow.Array.from_buffers(
+        pyarrow.string(), 5, [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"onetwosix")]
+    )
+    with pyarrow.ipc.new_stream(str(path), pyarrow.schema({"text": pyarrow.string()})) as stream:
+        stream.write_batch(pyarrow.record_batch({"text": text}))
+    items = read(path)
+    assert items[0] == "one"
+    assert len(items) == 5
+    for row, item in enumerate(items[1:], 2):
+        assert item.startswith(f"! row {row}: a value that cannot be read (")
 
 
 def test_a_value_that_python_cannot_hold_is_one_bad_record(tmp_path: Path) -> None:
