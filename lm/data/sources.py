@@ -20,9 +20,9 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lm.data.compression import kind_of
 from lm.data.kinds import RECORDS, TEXTS
@@ -186,13 +186,23 @@ def _search(name: str, path: Path, key: str) -> list[Path]:
 
 
 def _matching(pattern: Path, key: str) -> list[Path]:
-    """Files that match a glob, in order. What `**` stands for is searched as a folder is: no linked one twice."""
-    if "**" not in pattern.parts:
-        return [match for match in map(Path, sorted(glob.glob(str(pattern)))) if match.is_file()]
-    at = pattern.parts.index("**")
-    roots, seen = map(Path, sorted(glob.glob(str(Path(*pattern.parts[:at]))))), set[str]()
-    found = ((root, path) for root in roots for path in _below(root, key, seen=seen))
-    return sorted((path for root, path in found if _fits(path.relative_to(root), pattern.parts[at:])), key=str)
+    """Files that match a glob, in order. What `**` stands for is searched as a folder is: no linked one twice.
+
+    Raises:
+        UserError: a folder that cannot be read, in which a wildcard stands for names.
+    """
+    parts = pattern.parts
+    at = parts.index("**") if "**" in parts else len(parts)
+    for number in range(at):
+        if glob.has_magic(parts[number]):
+            for folder in filter(os.path.isdir, glob.glob(str(Path(*parts[:number])))):
+                _require_readable(folder, key)  # glob would leave it out
+    matches = map(Path, sorted(glob.glob(str(Path(*parts[:at])))))
+    if at == len(parts):
+        return [match for match in matches if match.is_file()]
+    seen: set[str] = set()
+    found = ((root, path) for root in matches for path in _below(root, key, seen=seen))
+    return sorted((path for root, path in found if _fits(path.relative_to(root), parts[at:])), key=str)
 
 
 def _fits(path: Path, wanted: Sequence[str]) -> bool:
@@ -212,17 +222,10 @@ def _folders(root: Path, key: str, without: Set[str], seen: set[str]) -> Iterato
     Raises:
         UserError: one that cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(
-            f"{key}.path: the folder '{error.filename}' cannot be read: {error.strerror}. Allow it to be read, or name "
-            "what is to be read without it."
-        )
-
     if os.path.realpath(root) in seen:
         return
     seen.add(os.path.realpath(root))
-    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=partial(_refuse, key), followlinks=True):
         yield folder, names
         entered = []
         for name in sorted(subfolders):
@@ -231,6 +234,20 @@ def _folders(root: Path, key: str, without: Set[str], seen: set[str]) -> Iterato
                 seen.add(real)
                 entered.append(name)
         subfolders[:] = entered
+
+
+def _require_readable(folder: str, key: str) -> None:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        _refuse(key, error)
+
+
+def _refuse(key: str, error: OSError) -> NoReturn:
+    raise UserError(
+        f"{key}.path: the folder '{error.filename}' cannot be read: {error.strerror}. Allow it to be read, or name "
+        "what is to be read without it."
+    )
 
 
 def _below(

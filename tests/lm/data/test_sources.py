@@ -56,7 +56,12 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: py
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    for path in (tmp_path / "corpus", f"{tmp_path}/corpus/**/*.txt", f"{tmp_path}/*/**/*.txt"):
+    for path in (
+        tmp_path / "corpus",
+        f"{tmp_path}/corpus/**/*.txt",
+        f"{tmp_path}/*/**/*.txt",
+        f"{tmp_path}/*/l*/*.txt",
+    ):
         with pytest.raises(UserError, match=r"^data\.sources\.0\.path: the folder '.*/locked' cannot be read: Perm"):
             find(path)
     assert texts(find(f"{tmp_path}/corpus/*.txt")) == ["one"]
