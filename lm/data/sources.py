@@ -201,17 +201,17 @@ def _matching(pattern: Path, key: str) -> list[Path]:
     if at == len(parts):
         return [match for match in matches if match.is_file()]
     seen: set[str] = set()
-    found = ((root, path) for root in matches for path in _below(root, key, seen=seen))
+    found = ((root, path) for root in filter(Path.is_dir, matches) for path in _below(root, key, seen=seen))
     return sorted((path for root, path in found if _fits(path.relative_to(root), parts[at:])), key=str)
 
 
 def _fits(path: Path, wanted: Sequence[str]) -> bool:
-    """Whether a path matches a glob, part by part; `**` is any number of them."""
+    """Whether a path matches a glob, part by part; `**` is any number of them, at the end one or more."""
     parts = path.parts
     if not wanted or not parts:
-        return not parts and set(wanted) <= {"**"}
+        return not wanted and not parts
     if wanted[0] == "**":
-        return _fits(path, wanted[1:]) or _fits(Path(*parts[1:]), wanted)
+        return len(wanted) == 1 or _fits(path, wanted[1:]) or _fits(Path(*parts[1:]), wanted)
     return fnmatchcase(parts[0], wanted[0]) and _fits(Path(*parts[1:]), wanted[1:])
 
 
