@@ -13,6 +13,11 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING = CHATML.replace(
+    "{{ m['content'] }}",
+    "{% if loop.last and m['role'] == 'assistant' %}{{ '[thought]' }}{% endif %}{{ m['content'] }}",
+).replace("assistant\n{% endif", "assistant\n[thought]{% endif")
+"""Drops what was thought before earlier answers."""
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
     "{% elif m['role'] == 'assistant' %} {{ m['content'] | trim }} {{ eos_token }}"

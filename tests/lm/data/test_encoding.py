@@ -25,7 +25,7 @@ from lm.data.tokenizer_options import SentencePieceOptions
 from lm.data.tokenizers import BytesTokenizer, HuggingFaceTokenizer, Tokenizer
 from lm.errors import UserError
 
-from .conftest import CHATML, save_tokenizer
+from .conftest import CHATML, THINKING, save_tokenizer
 
 TEMPLATE = "[INST]{prompt}[/INST]"
 LONG = 10_000
@@ -279,3 +279,18 @@ def test_what_the_template_does_not_write_is_left_out_alone(alternating: Encoder
 @pytest.fixture(scope="module")
 def alternating(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return chat_encoder(save_tokenizer(tmp_path_factory.mktemp("alternating"), ALTERNATE), 300)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_unless_bad_records_are_to_be_skipped(tmp_path: Path) -> None:
+    folder = save_tokenizer(tmp_path, THINKING)
+    template = template_of(ChatOptions(kind="chat", path="a"), HuggingFaceTokenizer(folder), "data.sources.0")
+    said, told = sample(TURNS["u"], TURNS["a"], TURNS["u"], TURNS["a"]), list[Unreadable]()
+    for wished in (None, "refuse"):
+        options = ChatOptions(kind="chat", path="a", bad_records=wished)
+        with pytest.raises(
+            UserError, match=r"^data\.sources\.0\.path: 'a\.json' at record 1: .*bad_records to skip\.$"
+        ):
+            SampleEncoder(template, options, LONG, "data.sources.0")([said], told.append)
+    options = ChatOptions(kind="chat", path="a", bad_records="skip")
+    assert SampleEncoder(template, options, LONG, "data.sources.0")([said], told.append) == []
+    assert [(item.where, item.kind) for item in told] == [("record 1", "malformed")]

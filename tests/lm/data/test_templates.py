@@ -12,7 +12,7 @@ from lm.data.templates import Template, UnfitTemplateError, template_of
 from lm.data.tokenizers import BytesTokenizer, HuggingFaceTokenizer, load_tokenizer
 from lm.errors import UserError
 
-from .conftest import CHATML, save_tokenizer
+from .conftest import CHATML, THINKING, save_tokenizer
 
 CHAT = ChatOptions(kind="chat", path="a")
 KEY = "data.sources.0"
@@ -75,11 +75,7 @@ def test_an_end_that_is_not_the_eos_token_is_said(tmp_path: Path, caplog: pytest
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_where_that_shows(tmp_path: Path) -> None:
-    thinking = CHATML.replace(
-        "{{ m['content'] }}",
-        "{% if loop.last and m['role'] == 'assistant' %}{{ '[thought]' }}{% endif %}{{ m['content'] }}",
-    )
-    template = chat(save_tokenizer(tmp_path, thinking.replace("assistant\n{% endif", "assistant\n[thought]{% endif")))
+    template = chat(save_tokenizer(tmp_path, THINKING))
     with pytest.raises(UnfitTemplateError, match=r"^the chat template writes earlier messages in another way"):
         parts(template, ("user", "x"), ("assistant", "y"), ("user", "z"), ("assistant", "w"))
 
