@@ -147,6 +147,17 @@ class HubSource(Source):
     @cached_property
     def dataset(self) -> Any:
         """The split, as `datasets` gives it."""
+        builder = self._builder
+        try:
+            if self.hub.streaming:
+                return builder.as_streaming_dataset(split=self.hub.split)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=self.hub.split)
+        except Exception as error:  # of many libraries below it
+            raise self._error(error) from error
+
+    @cached_property
+    def _builder(self) -> Any:
         import datasets
 
         datasets.disable_progress_bars()
@@ -158,15 +169,10 @@ class HubSource(Source):
             )
         try:
             builder = datasets.load_dataset_builder(path, self.hub.config, revision=self.commit)
-            self._check(builder)
-            if self.hub.streaming:
-                return builder.as_streaming_dataset(split=self.hub.split)
-            builder.download_and_prepare()
-            return builder.as_dataset(split=self.hub.split)
-        except UserError:
-            raise
-        except Exception as error:  # of many libraries below it
+        except Exception as error:
             raise self._error(error) from error
+        self._check(builder)
+        return builder
 
     def _check(self, builder: Any) -> None:
         """Whether `datasets` gives what was asked for: what it cannot reach it replaces by any copy that it has."""
@@ -230,14 +236,18 @@ class HubSource(Source):
             yield from records_of(rows[begin : min(begin + _ROWS_AT_ONCE, part.end)], part.path, begin)
 
     def _streamed(self, part: Part) -> Iterator[Record | Unreadable]:
+        from datasets import ArrowBasedBuilder
+
         shard = self._chosen(self.dataset).shard(num_shards=self.dataset.num_shards, index=part.begin)
-        row = 0
+        row, of = 0, f" of its shard {part.begin + 1}"
         try:
-            for rows in shard.with_format("arrow").iter(_ROWS_AT_ONCE):
-                yield from records_of(rows, part.path, row, f" of its shard {part.begin + 1}")
-                row += rows.num_rows
-        except UserError:
-            raise
+            if isinstance(self._builder, ArrowBasedBuilder):
+                for rows in shard.with_format("arrow").iter(_ROWS_AT_ONCE):
+                    yield from records_of(rows, part.path, row, of)
+                    row += rows.num_rows
+                return
+            for number, values in enumerate(shard, 1):  # such as files of an archive
+                yield Record(part.path, f"row {number}{of}", values, number)
         except Exception as error:
             raise self._error(error) from error
 

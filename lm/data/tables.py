@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,32 @@ def records_of(table: Any, path: Path, before: int, of: str = "") -> Iterator[Re
 def _values_of(table: Any) -> list[dict[str, Any] | Exception]:
     try:
         table.validate(full=True)  # a damaged Arrow file, which is mapped as it is, would be read beyond its end
-        values: list[dict[str, Any] | Exception] = table.to_pylist()
-    except (ValueError, OverflowError) as error:  # of bytes that are no text, of dates that Python lacks
+        decode = _json_in(table.schema) or (lambda row: row)
+        values: list[dict[str, Any] | Exception] = [decode(row) for row in table.to_pylist()]
+    except (ValueError, OverflowError, RecursionError) as error:  # bytes that are no text, dates that Python lacks, ...
         if table.num_rows == 1:
             return [error]
         return [value for row in range(table.num_rows) for value in _values_of(table.slice(row, 1))]
     return values
+
+
+def _json_in(fields: Iterable[Any]) -> Callable[[Any], Any] | None:
+    """What reads the JSON in rows of such fields; None where there is none.
+
+    `datasets` writes JSON where values differ in type or fields, such as messages of which some call tools.
+    """
+    decoders = {field.name: decode for field in fields if (decode := _json_of(field.type))}
+    return (lambda row: row | {name: decode(row[name]) for name, decode in decoders.items()}) if decoders else None
+
+
+def _json_of(kind: Any) -> Callable[[Any], Any] | None:
+    types = pyarrow.types
+    decode: Callable[[Any], Any] | None = None
+    if isinstance(kind, pyarrow.JsonType):
+        decode = json.loads
+    elif types.is_struct(kind):
+        decode = _json_in(kind)
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        element = _json_of(kind.value_type)
+        decode = element and (lambda values: list(map(element, values)))
+    return decode and (lambda value: None if value is None else decode(value))

@@ -1,9 +1,11 @@
 """Datasets of the Hub: from folders laid out as one, and what is said and done where the Hub cannot be reached."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,9 @@ import pyarrow.parquet
 import pytest
 
 from lm.data import hub
-from lm.data.options import DataOptions, SourceOptions
+from lm.data.options import ChatOptions, DataOptions, SourceOptions
 from lm.data.prepare import Prepared, prepare
+from lm.data.source_options import HubOptions
 from lm.data.sources import find_source
 from lm.data.workers import Progress
 from lm.errors import UserError
@@ -269,6 +272,30 @@ def test_a_saved_dataset_is_read_as_the_files_that_it_is(tmp_path: Path) -> None
         prepared_from(tmp_path / "saved", tmp_path / "cache", {})
     path = str(raised.value).split("'")[3]
     assert find_source(SourceOptions(path=path), "data.sources.0").files
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_may_differ_in_their_fields(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    (tmp_path / "corpus").mkdir()
+    asked = [{"role": "user", "content": "x"}, {"role": "user", "content": "y", "name": "me"}]
+    records = [{"messages": [one, {"role": "assistant", "content": "yes"}]} for one in asked]
+    (tmp_path / "corpus" / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    options = ChatOptions(kind="chat", path=str(tmp_path / "corpus"), hub=HubOptions(streaming=streaming))
+    source = hub.HubSource("data.sources.0", options, (), False, cache_dir=tmp_path / "cache")
+    assert [document.text for document in source.documents()] == ["x\nyes", "y\nyes"]
+
+
+def test_archives_of_files_are_streamed(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    with tarfile.open(tmp_path / "corpus" / "a.tar", "w") as archive:
+        for number in range(3):
+            for suffix, content in (("txt", b"text %d" % number), ("json", b"{}")):
+                entry = tarfile.TarInfo(f"{number}.{suffix}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    prepared = prepared_from(tmp_path / "corpus", tmp_path / "cache", {"streaming": True}, text_field="txt")
+    assert texts(prepared) == ["text 0", "text 1", "text 2"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -157,6 +158,40 @@ def test_bytes_that_are_no_text_are_told_by_their_row(tmp_path: Path, values: li
             return f"! row {row}: not UTF-8 text"
 
     assert read(path) == [expected(row, value) for row, value in enumerate(values, 1)]
+
+
+json_values = st.none() | st.integers(-9, 9) | st.text(st.sampled_from('a"\u00e4'), max_size=3)
+json_values = st.recursive(
+    json_values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+)
+
+
+@given(rows=st.lists(st.tuples(json_values, st.none() | st.lists(json_values, max_size=3)), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_json_in_tables_is_read(tmp_path: Path, rows: list[tuple[Any, Any]]) -> None:
+    def written(values: Any) -> Any:
+        return pyarrow.array(values, type=pyarrow.string()).cast(pyarrow.json_())
+
+    plain = written([json.dumps(one) for one, _ in rows])
+    flat = written([json.dumps(one) for _, many in rows for one in many or []])
+    ends = np.cumsum([0, *(len(many or []) for _, many in rows)]).tolist()
+    begins = [None if many is None else end for (_, many), end in zip(rows, ends, strict=False)]
+    lists = pyarrow.ListArray.from_arrays(pyarrow.array([*begins, ends[-1]], type=pyarrow.int32()), flat)
+    within = pyarrow.StructArray.from_arrays([plain, pyarrow.array(range(len(rows)))], ["json", "n"])
+    pyarrow.parquet.write_table(pyarrow.table({"one": plain, "many": lists, "in": within}), tmp_path / "a.parquet")
+    found = [item.values for item in RECORDS[".parquet"](Part(tmp_path / "a.parquet"), Wanted())]
+    assert found == [
+        {"one": one, "many": many, "in": {"json": one, "n": number}} for number, (one, many) in enumerate(rows)
+    ]
+
+
+def test_json_in_tables_that_is_none_is_one_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    text = pyarrow.array(['"one"', "{", "[" * 100_000, '"two"']).cast(pyarrow.json_())
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), path)
+    one, *bad, two = read(path)
+    assert (one, two) == ("one", "two")
+    assert [item.split(":")[0] for item in bad] == ["! row 2", "! row 3"]
 
 
 def test_a_damaged_arrow_file_is_not_read_beyond_its_end(tmp_path: Path) -> None:
