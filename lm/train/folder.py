@@ -41,6 +41,8 @@ SAME = ("model", "base", "extend", "graft", "lora", "data", "train.seed", "train
 """Keys, or whole sections, that a run keeps for life: with others it would be another run."""
 FREE = ("data.cache_dir", "data.sources.*.path", "data.tokenizer.path", "base.path", "lora.learning_rates*")
 """Keys of these sections that may change. What lies at the paths is compared by its content, which checkpoints name."""
+CONTEXT = "model.max_position_embeddings"
+"""May change where it was, and is, the longest row: no angle depends on it, and of rows what was read is compared."""
 OF_ROWS = ("steps", "global_batch_tokens", "micro_batch_size", "stages", "batch_warmup")
 """Keys of train that decide which rows each step reads."""
 COMPARED_NOWHERE = ("deepspeed", "observe", "guard", "log")
@@ -131,10 +133,10 @@ class RunFolder:
             return
         begun_with = self._begun_with()
         earlier = _completed(begun_with, run)
-        before, now = (
-            chosen_leaves(values, SAME, FREE)
-            for values in (begun_with if earlier is None else _plain(earlier), _plain(run))
-        )
+        before = chosen_leaves(begun_with if earlier is None else _plain(earlier), SAME, FREE)
+        now = chosen_leaves(_plain(run), SAME, FREE)
+        if earlier is not None and (before.get(CONTEXT), now.get(CONTEXT)) == (earlier.longest_row, run.longest_row):
+            del before[CONTEXT], now[CONTEXT]
         changed = {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
         if not changed:
             done = step_of(kept[0])

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.errors import UserError
-from lm.run_file import RunFile
+from lm.run_file import RunFile, load_run_file
 from lm.train import manifest
 from lm.train.data_phase import require_whole_rows
+from lm.train.folder import RunFolder
 from lm.train.log import read_metrics
 from lm.train.loop import train
 from lm.train.optimizer_options import OptimizerOptions
@@ -182,8 +183,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def grown(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose rows grow from 16 to 32 tokens after half of it, and whose batch grows at first."""
-    from lm.run_file import load_run_file
-
     output = tmp_path_factory.mktemp("grown") / "out"
     train(load_run_file(run_path, [f"train.output_dir={output}", *overrides()]))
     return output
@@ -231,6 +230,33 @@ def test_what_was_read_cannot_be_changed_and_what_comes_can(grown: Path, make_ru
     added = [{**GROWING[0], "steps": 10}, {**GROWING[1], "steps": 4}, {"steps": 1, "sequence_length": 16}]
     train(make_run(f"train.stages={json.dumps(added)}", *overrides()[1:], "train.steps=15"))
     assert [record["stage"] for record in records(tmp_path / "out")][10:] == [1, 1, 1, 1, 2]
+
+
+def test_a_stage_of_longer_rows_joins_a_run_that_is_under_way(make_run: MakeRun, tmp_path: Path) -> None:
+    """As if it had been there from the beginning, in the result as in the losses."""
+    schedule = "optimizer.schedule={kind: constant, warmup_steps: 2}"
+    longer = ["train.steps=9", "train.stages=[{steps: 6}, {sequence_length: 64, lr: 5.0e-3, micro_batch_size: 2}]"]
+    at_once, folder = tmp_path / "at once", tmp_path / "out"
+    train(make_run(schedule, *longer, f"train.output_dir={at_once}"))
+    train(make_run(schedule, "train.steps=6"))
+    train(make_run(schedule, *longer))
+    assert records(folder) == records(at_once)
+    assert [record["sequence_length"] for record in records(folder)] == [32] * 6 + [64] * 3
+    for result in (folder, at_once):
+        assert json.loads((result / "model" / "config.json").read_text())["max_position_embeddings"] == 64
+        assert json.loads((result / "model" / "tokenizer_config.json").read_text())["model_max_length"] == 64
+    assert load_run_file(folder / "run.yaml").model.max_position_embeddings == 64
+
+
+def test_a_context_that_was_asked_for_is_kept(make_run: MakeRun, tmp_path: Path) -> None:
+    folder, longest = RunFolder(tmp_path / "out"), "model.max_position_embeddings={}".format
+    manifest.commit(manifest.begin(folder.checkpoints, 5), {})
+    folder.save_config(make_run(longest(128)))
+    stages = "train.stages=[{steps: 10}, {sequence_length: 64}]"
+    folder.require_same(make_run(stages, longest(128)))
+    for changed in ([], [stages], [stages, longest(256)]):
+        with pytest.raises(UserError, match=r"model.max_position_embeddings was 128 and is now"):
+            folder.require_same(make_run(*changed))
 
 
 def test_ranks_that_cannot_share_a_batch_on_the_way_are_refused(make_run: MakeRun) -> None:
