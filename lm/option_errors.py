@@ -103,10 +103,15 @@ def _sentence(detail: Any, path: KeyPath, root: type[Options], holder: type[Opti
         key = str(path[-1])
         return f"unknown key.{_nearest(key, holder, root)} Known here: {', '.join(holder.model_fields)}"
     if kind == "missing":
-        described = holder.model_fields[str(path[-1])].description
+        known = holder.model_fields.get(str(path[-1]))  # none of an entry of a list
+        described = None if known is None else known.description
         return f"missing, and it has no default. {described or ''}{_required(expected)}".rstrip()
     if kind == "value_error":
         return str(context["error"])
+    if kind == "too_short":
+        return f"given {given!r}; at least {_entries(context['min_length'])} needed"
+    if kind == "too_long":
+        return f"given {given!r}; at most {_entries(context['max_length'])} allowed"
     if kind == "literal_error":
         return f"given {given!r}; allowed: {context['expected']}.{_near_value(given, context['expected'])}"
     if kind == "union_tag_invalid":
@@ -117,6 +122,10 @@ def _sentence(detail: Any, path: KeyPath, root: type[Options], holder: type[Opti
     if _is_options(expected):
         return f"given {given!r}; a section is expected, with the keys {', '.join(expected.model_fields)}"
     return f"given {given!r}; {message}"
+
+
+def _entries(count: int) -> str:
+    return "1 entry is" if count == 1 else f"{count} entries are"
 
 
 def _nearest(key: str, holder: type[Options], root: type[Options]) -> str:

@@ -214,9 +214,8 @@ class Training:
 
     def _stop(self, sent: signal.Signals, kept: str) -> NoReturn:
         """Ends the program: nothing is wrong, and there is more to do."""
-        self.progress.say(
-            f"stopped by {sent.name} after step {self.counters.step}: {kept}; the same command goes on from there"
-        )
+        then = "goes on from there" if checkpoints(self.folder.checkpoints) else "begins anew"
+        self.progress.say(f"stopped by {sent.name} after step {self.counters.step}: {kept}; the same command {then}")
         distributed.leave_at_exit()
         raise SystemExit(0)
 

@@ -105,10 +105,8 @@ def stage_begins(stages: Sequence[StageOptions], steps: int) -> list[int]:
 def check_batch(key: str, tokens: int, length_key: str, length: int) -> None:
     """Raise ValueError if a batch of `tokens` is not whole rows of `length`."""
     if tokens % length:
-        below = tokens // length * length
-        raise ValueError(
-            f"{key} is {tokens}, which is not a multiple of {length_key} {length}: use {max(below, length)}"
-        )
+        nearest = max(round(tokens / length), 1) * length
+        raise ValueError(f"{key} is {tokens}, which is not a multiple of {length_key} {length}: use {nearest}")
 
 
 def check_stages(

@@ -97,6 +97,15 @@ def complaint(tmp_path: Path, text: str, *overrides: str) -> str:
             "drawing: {layers: [{kind: bx}]}",
             "page.yaml:1: drawing.layers.0.kind: given 'bx'; allowed: 'box'. Did you mean 'box'?",
         ),
+        ("drawing: {layers: []}", "page.yaml:1: drawing.layers: given []; at least 1 entry is needed"),
+        (
+            "drawing: {shapes: {a: {kind: box, sides: [1, 2, 3]}}}",
+            "page.yaml:1: drawing.shapes.a.sides: given [1, 2, 3]; at most 2 entries are allowed",
+        ),
+        (
+            "drawing: {shapes: {a: {kind: box, sides: [1]}}}",
+            "page.yaml:1: drawing.shapes.a.sides.1: missing, and it has no default.",
+        ),
         ("drawing:\n  title: x\n  width: 3", "page.yaml:3: drawing.width: width 3 must be even"),
         ("drawing:\n  title: bad", "page.yaml:2: drawing.title: another one, please"),
     ],

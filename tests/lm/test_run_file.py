@@ -163,6 +163,7 @@ def test_a_run_with_an_existing_tokenizer_loads_back_equal(minimal: Path) -> Non
             "train.precision: given 'bf61'; allowed: 'fp32', 'bf16' or 'fp16'. Did you mean 'bf16'?",
         ),
         ("train.global_batch_tokens=65", "train.global_batch_tokens is 65, which is not a multiple of"),
+        ("train.global_batch_tokens=120", "data.sequence_length 32: use 128"),
         ("model.num_attention_heads=5", "hidden_size 64 is not divisible by num_attention_heads 5"),
         ("model.mixers.local.window=-3", "model.mixers.local.window: given -3; should be greater than or equal to 1"),
         ("model.mixers.rat.chunk=3", "model.mixers.rat.chunk: unknown key. Did you mean 'chunk_size'?"),

@@ -26,7 +26,8 @@ NOTES = {
 MOST_COLUMNS = 60
 LEFT, WIDTH, BOTTOM, VALUE = 132, 640, 40, 54
 LOWEST, HIGHEST, HEIGHT = 15.0, 30.0, 180.0
-LETTERS = 20
+LETTERS, LAST_LETTERS = 20, 11
+"""Of a row's name, and of them, where it is cut, those of its end: `heads 12-15` tells one row from the next."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def value_map(title: str, grid: Grid, log: bool, note: str) -> str:
     parts = []
     for number, (name, row) in enumerate(zip(grid.rows, grid.values, strict=True)):
         top, line = height * number, height * (number + 0.5) + 4
-        label = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
+        label = name if len(name) <= LETTERS else f"{name[: LETTERS - 1 - LAST_LETTERS]}…{name[-LAST_LETTERS:]}"
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{line:.1f}" text-anchor="end">{text(label)}</text>')
         parts.append(
             f"<g><title>{text(name)}</title>{''.join(_cells(row, width, top, height - 1, axis, low, high))}</g>"

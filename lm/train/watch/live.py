@@ -49,7 +49,7 @@ def watch(root: Path, console: Console | None = None) -> None:
 def _print(history: History, console: Console) -> None:
     names = pages(history)
     for page in range(max(1, len(names))):
-        for line in screen(history, page, *SNAPSHOT, console.options.ascii_only):
+        for line in screen(history, page, *SNAPSHOT, console.options.ascii_only, cut=False):
             console.print(line, soft_wrap=True, highlight=False)
 
 

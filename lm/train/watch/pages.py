@@ -25,8 +25,10 @@ def pages(history: History) -> list[str]:
     return [name for name, panels in SECTIONS.items() if _filled(history, panels)]
 
 
-def screen(history: History, page: int, width: int, height: int, ascii_only: bool = False) -> list[Text]:
-    """`height` lines of at most `width` columns; `page` is an index into `pages`."""
+def screen(
+    history: History, page: int, width: int, height: int, ascii_only: bool = False, cut: bool = True
+) -> list[Text]:
+    """`height` lines of `width` columns, beyond which nothing goes if `cut`; `page` is an index into `pages`."""
     names = pages(history)
     lines = _header(history, width, ascii_only)
     footer = _footer(names, page, width)
@@ -36,10 +38,12 @@ def screen(history: History, page: int, width: int, height: int, ascii_only: boo
         panels = _filled(history, SECTIONS[names[min(page, len(names) - 1)]])
         body = _grid(history, panels, width, room, ascii_only)
     body += [Text("")] * (room - len(body))
-    lines = [*lines, Text(""), *body, footer][:height]
-    for line in lines:
-        line.truncate(width)  # what a narrow window has no room for
-    return lines
+    if cut:  # what a narrow window has no room for
+        for line in lines:
+            line.truncate(width, overflow="ellipsis")
+        for line in (*body, footer):
+            line.truncate(width)
+    return [*lines, Text(""), *body, footer][:height]
 
 
 def _filled(history: History, panels: Sequence[Panel]) -> list[Panel]:
@@ -61,10 +65,7 @@ def _header(history: History, width: int, ascii_only: bool) -> list[Text]:
         )
     else:
         bar = Text(("-" if ascii_only else "─") * width, "dim")
-    figures = Text("  ".join(_figures(history)))
-    for line in (title, figures):
-        line.truncate(width, overflow="ellipsis")
-    return [title, bar, figures]
+    return [title, bar, Text("  ".join(_figures(history)))]
 
 
 def _figures(history: History) -> list[str]:
@@ -98,7 +99,6 @@ def _footer(names: Sequence[str], page: int, width: int) -> Text:
     keys = "  tab: next  q: quit "
     if line.cell_len + len(keys) <= width:
         line.append(keys.rjust(width - line.cell_len), "dim")
-    line.truncate(width)
     return line
 
 

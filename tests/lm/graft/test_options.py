@@ -35,7 +35,7 @@ def test_it_resolves_to_a_file_that_loads_back_equal(run_path: Path, tmp_path: P
         ("graft.mixers.local.windw=8", "graft.mixers.local.windw: unknown key. Did you mean 'window'?"),
         ("graft.mixers.local.kind=atention", "allowed: 'attention'"),
         ("graft.regress.loss=l3", "graft.regress.loss: given 'l3'; allowed: 'l1', 'l2' or 'huber'"),
-        ("graft.regress.global_batch_tokens=100", "which is not a multiple of data.sequence_length 64: use 64"),
+        ("graft.regress.global_batch_tokens=100", "which is not a multiple of data.sequence_length 64: use 128"),
         ("graft.regress.sequence_length=48", "which is not a multiple of graft.regress.sequence_length 48: use 240"),
         (
             "graft.regress.optimizer.schedule={kind: linear, warmup_steps: 9}",

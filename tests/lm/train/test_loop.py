@@ -229,7 +229,8 @@ def test_a_launcher_that_ends_while_data_is_prepared_is_missed(
     with pytest.raises(SystemExit) as ended:
         train(make_run())
     assert ended.value.code == 0
-    assert "stopped by SIGTERM after step 0: there is no checkpoint" in capsys.readouterr().out.replace("\n", " ")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "stopped by SIGTERM after step 0: there is no checkpoint; the same command begins anew" in said
     assert read_metrics(tmp_path / "out" / "metrics.jsonl") == []
 
 
@@ -352,7 +353,7 @@ def test_a_signal_lets_the_step_end_and_saves_it(
     assert signal.getsignal(number) is before
     said = capsys.readouterr().out.replace("\n", "")
     assert f"stopped by {number.name} after step 6" in said
-    assert "step-000006 is kept" in said
+    assert "step-000006 is kept; the same command goes on from there" in said
     monkeypatch.undo()
     train(make_run())
     assert exact(tmp_path / "out") == exact(whole)

@@ -57,6 +57,14 @@ def test_neighbours_of_one_colour_are_one_shape() -> None:
     assert re.findall(r"fill:(#\w+)", figure) == [colour(0.0), colour(1.0)]
 
 
+def test_names_that_are_cut_can_be_told_apart() -> None:
+    names = [f"{layer} shifted_short, heads {heads}" for layer in (3, 30) for heads in ("8-11", "12-15")]
+    figure = value_map("title", Grid(names, [1], [[1.0]] * len(names)), False, "note")
+    shown = re.findall(r'text-anchor="end">([^<]*…[^<]*)<', figure)
+    assert len(set(shown)) == len(names)
+    assert all(len(name) <= 20 for name in shown)
+
+
 def test_the_ramp_grows_lighter_and_is_closed_at_both_ends() -> None:
     def light(share: float) -> float:
         red, green, blue = (int(colour(share)[at : at + 2], 16) for at in (1, 3, 5))

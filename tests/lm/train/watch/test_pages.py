@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in range(1, 41):
         record = {"step": step, "loss": 5 - step / 20, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens": step * 1000}
         record |= {"tokens_per_second": 1234.0, "mfu": 0.375, "step_seconds": 2.0, "data_seconds": 0.1}
+        record |= {"peak_memory": 3 << 29}
         if step % 10 == 0:
             record |= {"validation_loss": 4.5, "eval/passkey@512": 0.5, "recall/1024": 0.25, "recall/2048/nll": 7.0}
             record |= {
@@ -129,6 +130,7 @@ def test_without_a_terminal_every_page_is_printed_once(folder: Path) -> None:
     watch(folder, console)
     said = console.export_text()
     assert said.count("my-run") == 4
+    assert said.count("grad norm 0.5  memory 1.5 GiB") == 4  # beyond the hundredth column
     with pytest.raises(UserError, match="no run here"):
         watch(folder.parent / "other", console)
 
