@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.data.options import DataOptions
 from lm.data.prepare import prepare
+from lm.data.templates import answer_ends
 from lm.data.tokenizers import Tokenizer, existing_tokenizer, load_tokenizer
 from lm.errors import UserError
 from lm.extend import export as extension_export
 from lm.extend.trainee import Extension
-from lm.hf.export import Training, export_model, in_memory
+from lm.hf.export import Training, end_generation_at, export_model, in_memory
 from lm.hf.loading import whole_weights
 from lm.hf.tokenizer import fast_tokenizer
 from lm.model.options import ModelOptions
@@ -47,13 +48,14 @@ _log = logging.getLogger(__name__)
 class TrainedRun:
     """What a run's folder holds of its model.
 
-    weights: the trained ones, by the names of a checkpoint.
+    weights: the trained ones, by the names of a checkpoint. ends: ids that end generation beside the tokenizer's eos.
     """
 
     trainee: FromScratch | Extension
     weights: Mapping[str, Tensor]
     tokenizer: Tokenizer
     training: Training
+    ends: list[int]
 
 
 def read_run(run_folder: Path, average: bool = False) -> TrainedRun:
@@ -69,17 +71,19 @@ def read_run(run_folder: Path, average: bool = False) -> TrainedRun:
     if not folder.config.is_file():
         raise UserError(f"{run_folder} is not a run's folder: it has no {folder.config.name}")
     run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    trainee = _read_trainee(folder.config, run)
+    trainee, data = _read_trainee(folder.config, run), _read_data(folder.config, run)
     checkpoint = _newest_good(folder.checkpoints)
     done = folder.completed_steps
     if done and not average and (checkpoint is None or manifest.step_of(checkpoint) <= done):
-        training = Training(done, _timeline(run).tokens)
-        return TrainedRun(trainee, _final_weights(folder.model), load_tokenizer(folder.model), training)
+        training, tokenizer = Training(done, _timeline(run).tokens), load_tokenizer(folder.model)
+        ends = answer_ends(tokenizer, data.by_chat_template)
+        return TrainedRun(trainee, _final_weights(folder.model), tokenizer, training, ends)
     if checkpoint is not None:
         counters = read_counters(checkpoint)
-        tokenizer = _tokenizer(DataOptions.model_validate(run["data"]), counters.data)
+        tokenizer = _tokenizer(data, counters.data)
         weights = full_weights(checkpoint, _shapes(trainee), AVERAGE if average else "weight")
-        return TrainedRun(trainee, weights, tokenizer, Training(counters.step, counters.tokens))
+        ends = answer_ends(tokenizer, data.by_chat_template)
+        return TrainedRun(trainee, weights, tokenizer, Training(counters.step, counters.tokens), ends)
     raise UserError(f"{run_folder} has no weights yet: the run has not written a checkpoint")
 
 
@@ -95,13 +99,13 @@ def export_run(run_folder: Path, target: Path, adapter_only: bool = False, avera
     run = read_run(run_folder, average)
     if isinstance(run.trainee, Extension):
         if adapter_only:
-            extension_export.export_adapter(target, run.trainee, run.weights)
+            extension_export.export_adapter(target, run.trainee, run.weights, [run.tokenizer.eos_id, *run.ends])
         else:
-            extension_export.export_merged(target, run.trainee, run.weights, run.tokenizer, run.training)
+            extension_export.export_merged(target, run.trainee, run.weights, run.tokenizer, run.training, run.ends)
     elif adapter_only:
         raise UserError(f"--adapter-only: the run in {run_folder} has no adapter: it trained a whole model")
     else:
-        export_model(target, run.trainee.options, run.weights, run.tokenizer, run.training)
+        export_model(target, run.trainee.options, run.weights, run.tokenizer, run.training, run.ends)
     replace_text(target / EXPORTED, json.dumps(asdict(run.training)) + "\n")
     return run.training
 
@@ -111,8 +115,9 @@ def model_of_run(run: TrainedRun) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     if isinstance(run.trainee, Extension):
         length = run.trainee.context
         model: PreTrainedModel = extension_export.merged_model(run.trainee, run.weights)
+        end_generation_at(model, [run.tokenizer.eos_id, *run.ends])
     else:
-        model = in_memory(run.trainee.options, run.weights, run.tokenizer)
+        model = in_memory(run.trainee.options, run.weights, run.tokenizer, run.ends)
         length = model.config.max_position_embeddings
     return model, fast_tokenizer(run.tokenizer, length)
 
@@ -139,6 +144,13 @@ def _read_trainee(path: Path, run: Any) -> FromScratch | Extension:
             return ExtensionFile.model_validate(run).trainee
         return FromScratch(ModelOptions.model_validate(run["model"]))
     except (ValidationError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a run file: {error}") from None
+
+
+def _read_data(path: Path, run: Any) -> DataOptions:
+    try:
+        return DataOptions.model_validate(run["data"])
+    except (ValidationError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a run file: {error}") from None
 
 

@@ -111,7 +111,7 @@ class RunFile(_Evaluated, Sections, _FromScratch):
         """The model, for the training loop."""
         from lm.train.trainee import FromScratch  # torch comes with it
 
-        return FromScratch(self.model, self.optimizer)
+        return FromScratch(self.model, self.optimizer, self.data.by_chat_template)
 
 
 class ExtensionFile(_Evaluated, Sections, _Measured, _Lora, _Extend, _FromBase):

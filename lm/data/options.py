@@ -129,6 +129,11 @@ class PairsOptions(Options):
             raise ValueError(f"template: given {self.template!r}; write {{prompt}} once where the prompt goes, or chat")
         return self
 
+    @property
+    def by_chat_template(self) -> bool:
+        """Whether samples are written by the tokenizer's chat template."""
+        return self.template == "chat"
+
 
 class ChatOptions(Options):
     """Conversations, of which the assistant's messages are learned: records of .json (a list), .jsonl,
@@ -150,6 +155,11 @@ class ChatOptions(Options):
         description="Field that holds the list of messages, each with `role` (system, user, assistant) and `content`.",
     )
     too_long: _TooLong = "drop"
+
+    @property
+    def by_chat_template(self) -> bool:
+        """Whether samples are written by the tokenizer's chat template: always."""
+        return True
 
 
 def _kind(source: Any) -> Any:
@@ -227,6 +237,11 @@ class DataOptions(Options):
     def generated(self) -> list[GeneratedOptions]:
         """The sources whose rows are made as they are read: all of them, or none."""
         return [source for source in self.sources if isinstance(source, GeneratedOptions)]
+
+    @property
+    def by_chat_template(self) -> bool:
+        """Whether any samples are written by the tokenizer's chat template."""
+        return any(isinstance(source, SamplesOptions) and source.by_chat_template for source in self.sources)
 
     @model_validator(mode="after")
     def _generated_or_read(self) -> DataOptions:

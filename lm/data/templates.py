@@ -49,14 +49,26 @@ class UnfitTemplateError(MalformedError):
 
 def template_of(options: SamplesOptions, tokenizer: Tokenizer, key: str) -> Template:
     """The template that a source is written by. Raises UserError, naming `key`, where the tokenizer has none."""
-    if isinstance(options, PairsOptions) and options.template != "chat":
+    if isinstance(options, PairsOptions) and not options.by_chat_template:
         return PairTemplate(options.template, tokenizer)
     wish = f"{key}.template: chat" if isinstance(options, PairsOptions) else f"{key}.kind: chat"
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         raise UserError(
             f"{wish} needs the chat template of a tokenizer: set data.tokenizer to one of kind huggingface."
         )
-    return ChatTemplate(tokenizer.folder, wish)
+    template = ChatTemplate(tokenizer.folder, wish)
+    if template.answer_end != tokenizer.eos_id:
+        spelled = template.tokens([template.answer_end, tokenizer.eos_id])
+        _log.warning("%s: answers end with %s, not with the eos token %s; the model stops at either", wish, *spelled)
+    return template
+
+
+def answer_ends(tokenizer: Tokenizer, by_chat_template: bool) -> list[int]:
+    """Ids at which generation is to end beside eos: that which ends answers, where a chat template writes them."""
+    if not by_chat_template:
+        return []
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return [ChatTemplate(tokenizer.folder, "data.tokenizer").answer_end]
 
 
 class PairTemplate:
@@ -77,7 +89,10 @@ class PairTemplate:
 
 
 class ChatTemplate:
-    """The chat template of a Hugging Face folder, run by transformers as `apply_chat_template` runs it."""
+    """The chat template of a Hugging Face folder, run by transformers as `apply_chat_template` runs it.
+
+    answer_end: the id of the special token that ends every answer.
+    """
 
     def __init__(self, folder: Path, key: str) -> None:
         """Raises UserError, naming `key`, where there is no template, or one that does not end its answers."""
@@ -99,9 +114,12 @@ class ChatTemplate:
             raise UserError(f"{key}: '{folder}': {error}") from error
         if ids[-1] not in special.values():
             raise UserError(f"{key}: the tokenizer in '{folder}' reads its special tokens as text.")
-        if ids[-1] != self._tokenizer.eos_token_id:
-            end, eos = self._tokenizer.convert_ids_to_tokens(ids[-1]), self._tokenizer.eos_token
-            _log.warning("%s: answers end with %s, not with the eos token %s; tell generation to stop.", key, end, eos)
+        self.answer_end = ids[-1]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """How the tokenizer spells each id."""
+        spelled: list[str] = self._tokenizer.convert_ids_to_tokens(list(ids))
+        return spelled
 
     def parts(self, turns: Sequence[Turn]) -> list[str]:
         parts: list[str] = []

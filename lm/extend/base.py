@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -127,6 +129,16 @@ def load(base: BaseOptions, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
         return load_model(**place(base), config=config, dtype=dtype, **extra)
     except (OSError, ValueError) as error:
         raise UserError(f"base.path: {base.path} cannot be loaded: {first_line(error)}") from None
+
+
+def generation_config(base: BaseOptions, config: PreTrainedConfig) -> GenerationConfig:
+    """How the base generates, as `load` finds it, without its weights."""
+    if not base.path.endswith(".gguf"):
+        found = place(base)
+        with suppress(OSError):  # few of those who save a model by hand write one
+            result: GenerationConfig = GenerationConfig.from_pretrained(found["place"], revision=found["revision"])
+            return result
+    return GenerationConfig.from_model_config(config)
 
 
 def reconfigured(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:

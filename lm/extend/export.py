@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from lm.extend import base
 from lm.extend.adapters import add_adapters, whole_modules
 from lm.extend.trainee import Extension
 from lm.hf import BraidForCausalLM
-from lm.hf.export import Training, export_model
+from lm.hf.export import Training, end_generation_at, export_model
 from lm.hf.folders import written_whole
 from lm.hf.loading import loading
 from lm.hf.tokenizer import save_fast_tokenizer
@@ -44,15 +44,24 @@ def merged_model(
 
 
 def export_merged(
-    folder: Path, extension: Extension, weights: Mapping[str, Tensor], tokenizer: Tokenizer, training: Training
+    folder: Path,
+    extension: Extension,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    training: Training,
+    ends: Sequence[int] = (),
 ) -> None:
-    """Writes the merged model with its tokenizer into `folder`; plain transformers loads it (Braid's with its code)."""
+    """Writes the merged model with its tokenizer into `folder`; plain transformers loads it (Braid's with its code).
+
+    ends: ids that end generation beside the tokenizer's eos and what ends it in the base.
+    """
     model = merged_model(extension, weights)
     if isinstance(model, BraidForCausalLM):
         options = model.config.to_options()
-        export_model(folder, options, dict(model.named_parameters()), tokenizer, training)
+        weights, generation = dict(model.named_parameters()), model.generation_config
+        export_model(folder, options, weights, tokenizer, training, ends, generation)
         return
-    _end_with(model, tokenizer.eos_id)
+    end_generation_at(model, [tokenizer.eos_id, *ends])
     length = extension.context
     with written_whole(folder) as written:
         with loading():
@@ -62,18 +71,10 @@ def export_merged(
         settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": length}, indent=2))
 
 
-def _end_with(model: PreTrainedModel, eos_id: int) -> None:
-    """Makes generation end where documents of this run did, too: a run's tokenizer need not be the base's own."""
-    known = model.generation_config.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    if eos_id not in ends:
-        model.generation_config.eos_token_id = [*ends, eos_id]
+def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Tensor], ends: Sequence[int] = ()) -> None:
+    """Writes a PEFT adapter, with the configuration of the extended model that it belongs on, and that of generation.
 
-
-def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Tensor]) -> None:
-    """Writes a PEFT adapter, with the configuration of the extended model that it belongs on.
-
-    Raises UserError for a run that trained everything.
+    ends: ids that end generation beside what ends it in the base. Raises UserError for a run that trained everything.
     """
     if extension.lora is None:
         raise UserError("--adapter-only: the run has no lora section, so it trained the whole model: export all of it")
@@ -89,6 +90,8 @@ def export_adapter(folder: Path, extension: Extension, weights: Mapping[str, Ten
         with loading():
             adapted.save_pretrained(written)
         model.config.save_pretrained(written)
+        end_generation_at(model, ends)
+        model.generation_config.save_pretrained(written)
 
 
 def plain_model(extension: Extension) -> PreTrainedModel:

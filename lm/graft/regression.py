@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lm.data.rows import IGNORED
 from lm.data.tokenizers import Tokenizer
+from lm.extend import base
 from lm.extend.model import fingerprint
 from lm.graft.operation import Operation
 from lm.hf import BraidForCausalLM
@@ -167,4 +168,7 @@ class Regression:
         """Writes the grafted model as a Hugging Face folder."""
         model = self.trained(self.operation.weights(), weights)
         training = Training(counters.step, counters.tokens)
-        export_model(folder, self.operation.after, dict(model.named_parameters()), tokenizer, training)
+        generation = base.generation_config(self.operation.base, self.operation.config)
+        export_model(
+            folder, self.operation.after, dict(model.named_parameters()), tokenizer, training, generation=generation
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from lm import __version__
@@ -65,18 +67,21 @@ def export_model(
     weights: Mapping[str, Tensor],
     tokenizer: Tokenizer,
     training: Training,
+    ends: Sequence[int] = (),
+    generation: GenerationConfig | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
     """Writes configuration, weights, tokenizer, code and card into `folder`, over those of an earlier export.
 
     options: resolved. weights: by the names of `LanguageModel`'s parameters, a tied one once; saved as they are.
+    ends: ids that end generation beside the tokenizer's eos. generation: of the model that this one was made of.
     Files of other names stay. What cannot be written leaves the folder as it was.
 
     Raises:
         UserError: the tokenizer has no exact Hugging Face form.
     """
     with written_whole(folder) as written:
-        model = in_memory(options, weights, tokenizer)
+        model = in_memory(options, weights, tokenizer, ends, generation)
         with loading():
             model.save_pretrained(written, max_shard_size=max_shard_size)
         save_fast_tokenizer(tokenizer, written, options.max_position_embeddings or model.config.max_position_embeddings)
@@ -84,7 +89,13 @@ def export_model(
         (written / "README.md").write_text(_card(folder.absolute().name, model, options, training), encoding="utf-8")
 
 
-def in_memory(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> BraidForCausalLM:
+def in_memory(
+    options: ModelOptions,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    ends: Sequence[int] = (),
+    generation: GenerationConfig | None = None,
+) -> BraidForCausalLM:
     """The model that `export_model` writes; it shares the memory of the weights, of which padding is left out."""
     own_rows = ("embed_tokens.weight", "lm_head.weight")
     kept = {name: value[: options.vocab_size] if name.endswith(own_rows) else value for name, value in weights.items()}
@@ -101,7 +112,18 @@ def in_memory(options: ModelOptions, weights: Mapping[str, Tensor], tokenizer: T
     model.tie_weights()
     if unexpected or any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"the weights do not fit the model: missing {missing}, unexpected {unexpected}")
+    if generation is not None:
+        model.generation_config = copy.deepcopy(generation)
+    end_generation_at(model, [tokenizer.eos_id, *ends])
     return model
+
+
+def end_generation_at(model: PreTrainedModel, ids: Iterable[int]) -> None:
+    """Makes generation end at these tokens beside those that the model's generation configuration lists already."""
+    known = model.generation_config.eos_token_id
+    listed = known if isinstance(known, list) else [] if known is None else [known]
+    ends = list(dict.fromkeys([*listed, *ids]))
+    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
 
 
 def _card(name: str, model: BraidForCausalLM, options: ModelOptions, training: Training) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lm.data.templates import answer_ends
 from lm.data.tokenizers import Tokenizer
 from lm.model.decoder import LanguageModel
 from lm.model.mixers import Mixer
@@ -54,10 +55,15 @@ class Trainee(Protocol):
 
 @dataclass(frozen=True)
 class FromScratch:
-    """A Braid model whose weights begin at random. optimizer: what its weights and rates are carried over by."""
+    """A Braid model whose weights begin at random.
+
+    optimizer: what its weights and rates are carried over by. by_chat_template: whether the tokenizer's chat template
+    writes answers that it learns.
+    """
 
     options: ModelOptions
     optimizer: OptimizerOptions | None = None
+    by_chat_template: bool = False
 
     def plan(self, sequence_length: int, dtype: torch.dtype, shared: Shared = ALONE) -> Plan:
         return make_plan(self.options, sequence_length, dtype, shared)
@@ -70,5 +76,6 @@ class FromScratch:
         """A Hugging Face folder, beside the tokenizer as it was trained with."""
         from lm.hf.export import Training, export_model  # transformers comes with it
 
-        export_model(folder, self.options, weights, tokenizer, Training(counters.step, counters.tokens))
+        training, ends = Training(counters.step, counters.tokens), answer_ends(tokenizer, self.by_chat_template)
+        export_model(folder, self.options, weights, tokenizer, training, ends)
         tokenizer.save(folder)
