@@ -48,7 +48,7 @@ class ModelChoice:
 @said_once()
 def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> None:
     """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
-    tasks = chosen_tasks(options, "--tasks")
+    tasks = chosen_tasks(options)
     require_protocols(options)
     folder = ResultFolder(output)
     folder.require_place()

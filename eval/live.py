@@ -64,8 +64,8 @@ class LiveEvaluation:
         self.every = options.every
         self._options = options
         self._batch_tokens = batch_tokens
-        self._tasks = chosen_tasks(options, "evaluations.tasks")
-        self._haystack = open_haystack(options.haystack, options.squad, options.hotpotqa)
+        self._tasks = chosen_tasks(options)
+        self._haystack = open_haystack(options)
         self._names: list[str] = []
         self._packs: list[Pack] = []
 

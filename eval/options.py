@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -16,8 +17,18 @@ BATCH_TOKENS = 16_384
 Length = Annotated[int, Field(ge=1)]
 
 
+def on_command_line(name: str) -> str:
+    """`cache_dir` as it is typed: `--cache-dir`."""
+    return f"--{name.replace('_', '-')}"
+
+
 class SuiteOptions(Options):
-    """Tasks of the offline suite, and how long and how many their samples are."""
+    """Tasks of the offline suite, and how long and how many their samples are.
+
+    written: how the user writes an option of this name; messages call it so.
+    """
+
+    written: ClassVar[Callable[[str], str]] = staticmethod(on_command_line)
 
     tasks: tuple[str, ...] = Field(default=(), description="Names of tasks, or of suites of them.")
     lengths: tuple[Length, ...] = Field(
@@ -27,6 +38,9 @@ class SuiteOptions(Options):
     seed: int = Field(default=42, ge=0, description="Decides the samples, together with task, length and tokenizer.")
     haystack: LocalPath | None = Field(
         default=None, description="Text that tasks hide things in; null is the documentation that comes with Python."
+    )
+    text_field: str = Field(
+        default="text", min_length=1, description="Field that holds the text, where such a text is a file of records."
     )
     squad: LocalPath | None = Field(default=None, description="SQuAD v2.0's dev file, for RULER's qa_1.")
     hotpotqa: LocalPath | None = Field(default=None, description="HotpotQA's distractor dev file, for RULER's qa_2.")
@@ -82,6 +96,8 @@ class LiveOptions(SuiteOptions):
     Every answer is read behind its prompt and counts where each of its tokens is the likeliest one, so a sample costs
     one forward.
     """
+
+    written: ClassVar[Callable[[str], str]] = staticmethod("evaluations.{}".format)
 
     tasks: tuple[str, ...] = Field(min_length=1, description="Names of tasks, or of suites of them.")
     every: int = Field(ge=1, description="Steps between evaluations; one more follows the last step.")

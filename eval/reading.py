@@ -74,15 +74,15 @@ class Corpus:
         return found
 
 
-def open_corpus(path: Path) -> Corpus:
+def open_corpus(path: Path, options: EvaluationOptions) -> Corpus:
     """The documents of a file, folder or glob (kinds as in `data.sources`), or those that come with Python.
 
-    Raises UserError where nothing that can be read is there.
+    Raises UserError where that cannot be read; see `local_texts`.
     """
     if path == PYTHON_DOCUMENTATION:
         haystack = open_haystack()
         return Corpus(haystack.name, [haystack.text])
-    return Corpus(str(path), local_texts(path, "--perplexity"))
+    return Corpus(str(path), local_texts(path, "perplexity", options))
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ class Texts:
 
 def open_texts(options: EvaluationOptions) -> Texts:
     """The texts that the options name. Raises UserError for those that do not exist."""
-    haystack = open_haystack(options.haystack, options.squad, options.hotpotqa)
-    return Texts(haystack, [open_corpus(text) for text in options.perplexity])
+    return Texts(open_haystack(options), [open_corpus(text, options) for text in options.perplexity])
 
 
 class Evaluation:
@@ -166,8 +165,8 @@ def settings_of(
         "samples": options.samples,
         "seed": options.seed,
         "haystack": {"name": haystack.name, "digest": haystack.digest} if "haystack" in used else None,
-        "squad": file_hash(options.squad) if "squad" in used else None,
-        "hotpotqa": file_hash(options.hotpotqa) if "hotpotqa" in used else None,
+        "squad": file_hash(options, "squad") if "squad" in used else None,
+        "hotpotqa": file_hash(options, "hotpotqa") if "hotpotqa" in used else None,
         "longbench": longbench and longbench.model_dump(include={"data", "apply_chat_template"}),
         "texts": {corpus.name: corpus.digest for corpus in corpora},
         "protocols": list(options.protocols) if corpora else [],

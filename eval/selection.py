@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from eval import tasks
 from eval.options import SuiteOptions
@@ -48,15 +49,15 @@ def said_of(skipped: Sequence[Skipped]) -> Iterator[str]:
         yield f"left out: {reason}"
 
 
-def chosen_tasks(options: SuiteOptions, key: str) -> list[Task]:
-    """The tasks that the options name; key: what the user wrote the names under.
+def chosen_tasks(options: SuiteOptions) -> list[Task]:
+    """The tasks that the options name.
 
     Raises UserError, with the nearest name, for one that is neither a task nor a suite.
     """
     try:
         return find_tasks(options.tasks)
     except UserError as error:
-        raise UserError(f"{key}: {error}") from None
+        raise UserError(f"{options.written('tasks')}: {error}") from None
 
 
 class QuestionWriter:
@@ -71,7 +72,7 @@ class QuestionWriter:
             "tokenizer": fingerprint,
             "samples": options.samples,
             "seed": options.seed,
-            "texts": [haystack.digest, *map(file_hash, (options.squad, options.hotpotqa))],
+            "texts": [haystack.digest, *(file_hash(options, name) for name in ("squad", "hotpotqa"))],
             "words": lists_digest(),
             "program": content_digest(path.read_bytes() for path in sorted(Path(tasks.__file__).parent.glob("*.py"))),
         }
@@ -97,16 +98,17 @@ class QuestionWriter:
             (folder / SAMPLES).write_text(json.dumps(samples), encoding="utf-8")
 
         name = f"{task.name}-{length}-{digest(self._made_of | {'task': task.name, 'length': length})}"
-        folder = cached_folder(self._options.cache_dir, name, build, "cache_dir")
+        folder = cached_folder(self._options.cache_dir, name, build, self._options.written("cache_dir"))
         kept = json.loads((folder / SAMPLES).read_text(encoding="utf-8"))
         return [Sample(**values | {"answers": tuple(values["answers"])}) for values in kept]
 
 
-def file_hash(path: Path | None) -> str | None:
-    """Names a file's content. Raises UserError where it cannot be read."""
+def file_hash(options: SuiteOptions, name: Literal["squad", "hotpotqa"]) -> str | None:
+    """Names the content of the file that an option of this name names. Raises UserError where it cannot be read."""
+    path: Path | None = getattr(options, name)
     if path is None:
         return None
     try:
         return content_digest([path.read_bytes()])
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{options.written(name)}: '{path}' cannot be read: {error.strerror}") from None

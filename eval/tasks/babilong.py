@@ -69,7 +69,8 @@ def background(haystack: Haystack, rng: random.Random, words: int) -> list[str]:
     """
     sentences = _long_sentences(haystack)
     if not sentences:
-        raise CannotBuildError(f"haystack: '{haystack.name}' has no sentence of {SHORTEST} words or more.")
+        option = haystack.written("haystack")
+        raise CannotBuildError(f"{option}: '{haystack.name}' has no sentence of {SHORTEST} words or more.")
     start = rng.randrange(len(sentences))
     chosen: list[str] = []
     while words > 0:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from eval.tasks.base import CannotBuildError, Draft, GeneratedTask, Sample, Scene, TokenCounter, stream
 from eval.tasks.haystack import Haystack
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 
 ORDER = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 TEMPLATE = f"{ORDER}\n\nThe following are given documents.\n\n{{context}}\n\n{ORDER}\n\nQuestion: {{question}} Answer:"
+PUBLISHED = {"squad": "dev-v2.0.json", "hotpotqa": "hotpot_dev_distractor_v1.json"}
 TRIES = 20
 """So many questions per sample may be passed over because their own documents do not fit."""
 
@@ -98,9 +99,12 @@ class QuestionAnswering(GeneratedTask):
     def _questions(self, haystack: Haystack) -> Questions:
         path = haystack.squad if self.source == "squad" else haystack.hotpotqa
         if path is None:
-            published = "dev-v2.0.json" if self.source == "squad" else "hotpot_dev_distractor_v1.json"
-            raise CannotBuildError(f"{self.name} needs a local copy of {published}: name it under {self.source}.")
-        return read_questions(path, self.source)
+            needed = f"{self.name} needs a local copy of {PUBLISHED[self.source]}"
+            raise CannotBuildError(f"{needed}: name it under {haystack.written(self.source)}.")
+        try:
+            return read_questions(path, self.source)
+        except UserError as error:
+            raise UserError(f"{haystack.written(self.source)}: {error}") from None
 
 
 @lru_cache(maxsize=2)
@@ -114,9 +118,11 @@ def read_questions(path: Path, source: Literal["squad", "hotpotqa"]) -> Question
     try:
         asked = readers[source](json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(f"{source}: '{path}' cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source}: '{path}' is not of the published form ({error!r}).") from None
+        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"'{path}' is not JSON ({first_line(error)}): name {PUBLISHED[source]}.") from None
+    except (KeyError, TypeError):
+        raise UserError(f"'{path}' is not of the published form: name {PUBLISHED[source]}.") from None
     documents = dict.fromkeys(text for question in asked for text in (*question.gold, *question.related))
     return Questions(tuple(asked), tuple(sorted(documents)))
 

@@ -32,6 +32,7 @@ _UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EEXIST),
 }
+"""What an error without the name of a file says of the disk that is written to."""
 _log = logging.getLogger(__name__)
 
 
@@ -186,17 +187,27 @@ def writable(cache_dir: Path, key: str = "data.cache_dir") -> Iterator[None]:
     """Makes the folder of a cache, which the option `key` names, for what is written in it.
 
     Raises:
-        NotWritableError: it is another user's, its disk is full, or the like.
+        NotWritableError: it is another user's, its disk is full, no folder can be made there (in /proc), or the like.
     """
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(cache_dir, key, error) from error
+    try:
         yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if error.errno not in _UNWRITABLE and not _is_below(error.filename, cache_dir):
             raise
-        raise NotWritableError(
-            f"{key}: '{cache_dir}' cannot be written: {error.strerror}. Name a folder that can."
-        ) from error
+        raise _not_writable(cache_dir, key, error) from error
+
+
+def _not_writable(cache_dir: Path, key: str, error: OSError) -> NotWritableError:
+    return NotWritableError(f"{key}: '{cache_dir}' cannot be written: {error.strerror}. Name a folder that can.")
+
+
+def _is_below(name: object, folder: Path) -> bool:
+    """Whether an error's file, if it names one, is of a folder: what is read from elsewhere has errors of its own."""
+    return isinstance(name, str) and Path(name).is_relative_to(folder)
 
 
 class NotWritableError(UserError):

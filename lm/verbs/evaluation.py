@@ -17,7 +17,7 @@ _HARNESS = ("include_path", "num_fewshot", "limit", "metadata", "gen_kwargs", "m
 _HARNESS_FLAGS = ("log_samples", "confirm_run_unsafe_code")
 _TASKS = ("samples", "seed", "haystack", "squad", "hotpotqa", "cache_dir")
 _TEXTS = ("protocols", "evaluator", "text_tokens")
-_SUITE = ("lengths", *_TASKS, "perplexity", *_TEXTS, "batch_tokens")
+_SUITE = ("lengths", *_TASKS, "perplexity", "text_field", *_TEXTS, "batch_tokens")
 _MODEL = ("adapter", "revision", "dtype", "tasks", "longbench", "harness", "apply_chat_template")
 
 
@@ -45,6 +45,8 @@ def _eval(chosen: argparse.Namespace) -> None:
         refuse(chosen, _TEXTS, "--perplexity")
     elif not chosen.tasks and chosen.longbench is None:
         refuse(chosen, _TASKS, "--tasks")
+    if chosen.perplexity is None and chosen.haystack is None:
+        refuse(chosen, ["text_field"], "--perplexity and --haystack")
     from eval.entry import ModelChoice, evaluate
     from eval.options import PYTHON_DOCUMENTATION, EvaluationOptions, LongBenchOptions
 
@@ -157,6 +159,7 @@ def _suite_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--perplexity", type=Path, nargs="*", metavar="TEXT", help="of these texts (default: Python's documentation)"
     )
+    group.add_argument("--text-field", metavar="NAME", help="holds the text in files of records (default: text)")
     group.add_argument(
         "--protocols",
         type=words,

@@ -65,7 +65,7 @@ class VerbParser(Parser):
     def _refuse_option(self, word: str, following: Sequence[str]) -> NoReturn:
         name = word.partition("=")[0]
         key, equals, value = word.lstrip("-").partition("=")
-        if "." in key:
+        if "." in key and any(action.dest == "overrides" for action in self._actions):
             if not equals:
                 value = next((other for other in following if not other.startswith("-") and "=" not in other), "VALUE")
             raise UserError(f"{self.prog}: {word} is no option: write {key}={value} without dashes")

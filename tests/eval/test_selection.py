@@ -50,5 +50,5 @@ def test_what_cannot_be_asked_is_said_and_a_cache_that_cannot_be_written_too(tmp
     assert isinstance(skipped, Skipped)
     assert "does not fit into 60 tokens" in skipped.reason
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cache_dir: .* cannot be written"):
+    with pytest.raises(UserError, match=r"^--cache-dir: .* cannot be written"):
         writer(BytesTokenizer(), tmp_path / "file" / "below").write(TASKS["passkey"], 600)

@@ -106,6 +106,7 @@ def test_profiled_steps_are_an_override_like_any(monkeypatch: pytest.MonkeyPatch
         (["plan", CONFIG, "--train.steps=10"], "write train.steps=10 without dashes"),
         (["plan", CONFIG, "--train.steps", "10"], "write train.steps=10 without dashes"),
         (["train", CONFIG, "--model.layers=(rat local)*2"], "write model.layers=(rat local)*2 without dashes"),
+        (["eval", "model", "--seed.value=1"], "braid eval has no option '--seed.value'. Did you mean '--seed'?"),
         (["plan", CONFIG, "--wrld-size", "2"], "braid plan has no option '--wrld-size'. Did you mean '--world-size'?"),
         (["export", "a", "b", "--adaptor-only"], "Did you mean '--adapter-only'?"),
         (["export", "a", "b", "c"], "braid export: 'c' is one word too many\nusage: braid export"),

@@ -31,7 +31,7 @@ def model(new_model: NewModel) -> Model:
 
 @pytest.fixture
 def haystack() -> Haystack:
-    return open_haystack(None, None, None)
+    return open_haystack()
 
 
 @pytest.fixture

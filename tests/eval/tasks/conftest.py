@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from eval.options import EvaluationOptions
 from eval.tasks import Haystack, TokenCounter, open_haystack
 
 
@@ -52,7 +53,7 @@ def haystack(tmp_path_factory: pytest.TempPathFactory) -> Haystack:
         ]
     (folder / "squad.json").write_text(json.dumps({"version": "v2.0", "data": squad}))
     (folder / "hotpotqa.json").write_text(json.dumps(hotpotqa))
-    return open_haystack(squad=folder / "squad.json", hotpotqa=folder / "hotpotqa.json")
+    return open_haystack(EvaluationOptions(squad=folder / "squad.json", hotpotqa=folder / "hotpotqa.json"))
 
 
 def _paragraph(town: str, colour: str, text: str) -> dict[str, object]:

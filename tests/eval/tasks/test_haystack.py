@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.options import EvaluationOptions, LiveOptions
 from eval.tasks import Haystack, open_haystack
 from lm.errors import UserError
 
@@ -44,13 +46,28 @@ def test_the_default_is_the_documentation_of_the_running_python() -> None:
 def test_a_file_or_a_folder_gives_its_text(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("The second.")
     (tmp_path / "a.md").write_text("The first.")
-    assert open_haystack(tmp_path / "b.txt").text == "The second."
-    assert open_haystack(tmp_path).text == "The first.\n\nThe second."
+    assert opened(tmp_path / "b.txt").text == "The second."
+    assert opened(tmp_path).text == "The first.\n\nThe second."
+    (tmp_path / "c.jsonl").write_text('{"body": "The third."}')
+    assert opened(tmp_path / "c.jsonl", text_field="body").text == "The third."
 
 
 def test_a_text_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^haystack: '.*nothing.txt' does not exist"):
-        open_haystack(tmp_path / "nothing.txt")
     (tmp_path / "blank.txt").write_text(" \n ")
-    with pytest.raises(UserError, match=r"^haystack: '.*blank.txt' holds no words"):
-        open_haystack(tmp_path / "blank.txt")
+    (tmp_path / "bad.jsonl").write_text("rubbish")
+    (tmp_path / "other.jsonl").write_text('{"texts": "here"}')
+    for name, option, said in (
+        ("nothing.txt", "haystack", "'.*nothing.txt' does not exist"),
+        ("blank.txt", "haystack", "'.*blank.txt' holds no words"),
+        ("bad.jsonl", "haystack", "'.*bad.jsonl' cannot be read at line 1 .* Repair the file, or name another"),
+        ("other.jsonl", "text.field", "'.*other.jsonl' has no field 'text' .*Did you mean 'texts'"),
+    ):
+        with pytest.raises(UserError, match=f"^--{option}: {said}"):
+            opened(tmp_path / name)
+        live = LiveOptions(haystack=tmp_path / name, tasks=["copy"], lengths=[8], every=1)
+        with pytest.raises(UserError, match=rf"^evaluations\.{option}: {said}"):
+            open_haystack(live)
+
+
+def opened(path: Path, **more: Any) -> Haystack:
+    return open_haystack(EvaluationOptions(haystack=path, **more))

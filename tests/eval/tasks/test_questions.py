@@ -53,15 +53,19 @@ def test_unanswerable_questions_of_squad_are_left_out(haystack) -> None:
 
 def test_what_is_missing_or_wrong_is_named(counter, haystack, tmp_path) -> None:
     task = TASKS["qa_1"]
-    with pytest.raises(CannotBuildError, match=r"qa_1 needs a local copy of dev-v2.0.json: name it under squad"):
+    with pytest.raises(CannotBuildError, match=r"qa_1 needs a local copy of dev-v2.0.json: name it under --squad"):
         task.samples(counter, 3000, 1, 0, Haystack("text", "Some text."))
     missing = tmp_path / "missing.json"
-    with pytest.raises(UserError, match=r"squad: '.*missing.json' cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"^--squad: '.*missing.json' cannot be read: No such file"):
         task.samples(counter, 3000, 1, 0, Haystack("text", "Some text.", squad=missing))
     other = tmp_path / "other.json"
     other.write_text(json.dumps([1, 2]))
-    with pytest.raises(UserError, match=r"squad: '.*other.json' is not of the published form"):
+    with pytest.raises(UserError, match=r"^--squad: '.*other.json' is not of the published form: name dev-v2.0.json"):
         task.samples(counter, 3000, 1, 0, Haystack("text", "Some text.", squad=other))
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("1\n2\n")
+    with pytest.raises(UserError, match=r"^--squad: '.*lines.jsonl' is not JSON \(Extra .*\): name dev-v2.0.json"):
+        task.samples(counter, 3000, 1, 0, Haystack("text", "Some text.", squad=lines))
     with pytest.raises(CannotBuildError, match=r"qa_2 has 0 questions whose own documents fit into 200 tokens"):
         TASKS["qa_2"].samples(counter, 200, 1, 0, haystack)
     with pytest.raises(CannotBuildError, match=r"qa_1 cannot fill 400000 tokens: all of its material has \d+"):

@@ -135,6 +135,18 @@ def test_a_cache_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -
         cached_folder(tmp_path / "file" / "cache", "thing", build)
 
 
+@pytest.mark.parametrize("place", ["/proc/x", "/proc", "/proc/self/fd", "loop/x", "n" * 300])
+def test_where_no_folder_or_file_can_be_made_it_is_the_users_to_change(place: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=r"^data\.cache_dir: .* cannot be written: "):
+        cached_folder(tmp_path / place, "thing", build)
+
+
+def test_a_file_that_is_missing_elsewhere_is_not_the_caches(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        cached_folder(tmp_path / "cache", "thing", lambda folder: (tmp_path / "source").read_bytes())  # type: ignore[arg-type,return-value]
+
+
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_disk_that_takes_no_more_is_the_users_to_change(tmp_path: Path, fault: int) -> None:
     def build_in_vain(folder: Path) -> None:
