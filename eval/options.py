@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -23,12 +22,7 @@ def on_command_line(name: str) -> str:
 
 
 class SuiteOptions(Options):
-    """Tasks of the offline suite, and how long and how many their samples are.
-
-    written: how the user writes an option of this name; messages call it so.
-    """
-
-    written: ClassVar[Callable[[str], str]] = staticmethod(on_command_line)
+    """Tasks of the offline suite, and how long and how many their samples are."""
 
     tasks: tuple[str, ...] = Field(default=(), description="Names of tasks, or of suites of them.")
     lengths: tuple[Length, ...] = Field(
@@ -47,6 +41,10 @@ class SuiteOptions(Options):
     cache_dir: LocalPath = Field(
         default=Path(".cache/braid/questions"), description="Folder that keeps written samples."
     )
+
+    def written(self, name: str) -> str:
+        """How the user writes the option of this name, which is what messages call it."""
+        return on_command_line(name)
 
     @model_validator(mode="after")
     def _named_once(self) -> SuiteOptions:
@@ -97,11 +95,12 @@ class LiveOptions(SuiteOptions):
     one forward.
     """
 
-    written: ClassVar[Callable[[str], str]] = staticmethod("evaluations.{}".format)
-
     tasks: tuple[str, ...] = Field(min_length=1, description="Names of tasks, or of suites of them.")
     every: int = Field(ge=1, description="Steps between evaluations; one more follows the last step.")
     seconds: float = Field(
         default=60.0, gt=0, description="Time after which an evaluation ends with the samples that it has scored."
     )
     samples: int = Field(default=20, ge=1, description="Samples of each task at each length.")
+
+    def written(self, name: str) -> str:
+        return f"evaluations.{name}"
