@@ -157,7 +157,7 @@ def find_source(options: FileSourceOptions, key: str, shard_bytes: int | None = 
     """
     if options.hub is not None:
         raise ValueError(f"{key} is a dataset of the Hub: ask lm.data.hub")
-    kinds = _TEXT_KINDS if isinstance(options, SourceOptions) else _SAMPLE_KINDS
+    kinds = _kinds(options)
     path = Path(options.path).expanduser()
     named_by_user = options.path != PYTHON_STDLIB and path.is_file()
     found = [path] if named_by_user else _search(options.path, path, key)
@@ -172,6 +172,24 @@ def find_source(options: FileSourceOptions, key: str, shard_bytes: int | None = 
         raise UserError(f"{key}.path: '{path}' is not a kind that can be read; allowed are {allowed}.")
     files = [TextFile(path, status.st_size, status.st_mtime_ns) for path in paths if (status := path.stat())]
     return Source(key, options, tuple(files), named_by_user, tuple(sorted({*found}.difference(paths))), shard_bytes)
+
+
+def would_find(options: FileSourceOptions, path: Path) -> bool:
+    """Whether a file at `path`, which need not be there yet, would be read. Links within what is searched are not seen
+    through."""
+    named = Path(options.path).expanduser()
+    if options.hub is not None or options.path == PYTHON_STDLIB or kind_of(path) not in _kinds(options):
+        return False
+    fixed = next((number for number, part in enumerate(named.parts) if glob.has_magic(part)), len(named.parts))
+    wanted = ("**",) if named.is_dir() else named.parts[fixed:]
+    root = os.path.realpath(named if named.is_dir() else Path(*named.parts[:fixed]))
+    below = os.path.relpath(os.path.realpath(path), root)
+    hidden = any(part.startswith(".") for part in Path(below).parts)  # as what lies elsewhere is: behind `..`
+    return _fits(Path(below), wanted) and not hidden
+
+
+def _kinds(options: FileSourceOptions) -> tuple[str, ...]:
+    return _TEXT_KINDS if isinstance(options, SourceOptions) else _SAMPLE_KINDS
 
 
 def _search(name: str, path: Path, key: str) -> list[Path]:

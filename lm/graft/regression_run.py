@@ -13,12 +13,10 @@ from lm.graft.operation import Operation
 from lm.graft.options import GraftOptions, RegressOptions
 from lm.graft.regression import Regression
 from lm.graft.trainee import Grafting
+from lm.train.file_names import REGRESSION
 from lm.train.folder import Run
 from lm.train.optimizer_options import OptimizerOptions
 from lm.train.sections import Sections
-
-REGRESSION = "regression"
-"""Below a run's folder: the folder of its first stage."""
 
 
 class GraftRun(Run, Protocol):

@@ -13,17 +13,18 @@ from lm.data.validation import Validation
 from lm.extend.model import ExtendedModel
 from lm.graft.regression import RegressionModel
 from lm.graft.regression_run import GraftRun, RegressionRun
-from lm.graft.trainee import GRAFTED
 from lm.hf import BraidForCausalLM
 from lm.train import checkpoint, distributed
 from lm.train.attempt import Attempt
 from lm.train.distributed import World
 from lm.train.evaluate import evaluate
 from lm.train.evaluation import Evaluation
+from lm.train.file_names import GRAFTED
 from lm.train.folder import RunFolder
 from lm.train.hook import Hook
 from lm.train.loop import Training, train
 from lm.train.model_file import full_weights
+from lm.train.own_folder import require_own_folder
 from lm.train.periodic import Periodic
 from lm.train.precision import DTYPES
 from lm.train.progress import Progress
@@ -114,6 +115,7 @@ def graft(run: GraftRun, hook: Hook | None = None) -> None:
     Works alone, under torchrun and under the deepspeed launcher. Raises UserError; see `said_once`.
     """
     first = RegressionRun.of(run)
+    require_own_folder(run.train.output_dir, run.data)
     folder = RunFolder(first.train.output_dir)
     grafted = (run.train.output_dir / GRAFTED / "config.json").is_file()
     if not grafted:

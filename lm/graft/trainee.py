@@ -20,10 +20,8 @@ from lm.hf import BraidConfig
 from lm.model.options import ModelOptions
 from lm.plan import ALONE, Plan, Shared, make_plan
 from lm.train.checkpoint import Counters
+from lm.train.file_names import GRAFTED
 from lm.train.trainee import Built
-
-GRAFTED = "grafted"
-"""Below a run's folder: the model that stage one leaves."""
 
 
 @dataclass(frozen=True)

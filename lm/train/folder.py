@@ -45,6 +45,8 @@ CONTEXT = "model.max_position_embeddings"
 """May change where it was, and is, the longest row: no angle depends on it, and of rows what was read is compared."""
 OF_ROWS = ("steps", "global_batch_tokens", "micro_batch_size", "stages", "batch_warmup")
 """Keys of train that decide which rows each step reads."""
+EFFECTIVE = ("train.output_dir", "log.*", "measure*", *FREE)
+"""Keys whose change does something for a complete run, or is not for the run to say."""
 COMPARED_NOWHERE = ("deepspeed", "observe", "guard", "log")
 
 
@@ -140,6 +142,11 @@ class RunFolder:
         changed = {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
         if not changed:
             done = step_of(kept[0])
+            if done > run.train.steps:
+                raise UserError(
+                    f"train.steps: {self.root} holds a run that has made {done} steps, more than {run.train.steps}. "
+                    "Raise it to go on, or choose another train.output_dir for a shorter run."
+                )
             read, would_read = _read_before(begun_with, run, done), run.timeline.read_before(done)
             if read != would_read:
                 changed[f"what the first {done} steps read, by train.stages and train.batch_warmup,"] = read, would_read
@@ -150,6 +157,19 @@ class RunFolder:
                 f"{self.root} holds checkpoints of a run with other settings:\n" + "\n".join(lines) + "\n"
                 f"Set them back to go on with it{hint}, or choose another train.output_dir."
             )
+
+    def without_effect(self, run: Run) -> list[str]:
+        """In words, what `run` says otherwise than the complete run in this folder, which is not trained any more."""
+        if not self.config.exists():
+            return []
+        now = dict(leaves(_plain(run)))
+        found = []
+        for key, old in leaves(self._begun_with()):
+            section = any(other.startswith(f"{key}.") for other in now)
+            new = now.get(key, "set" if section else old)  # keys of another kind than is chosen now say nothing
+            if new != old and not any(fnmatchcase(key, pattern) for pattern in EFFECTIVE):
+                found.append(f"{key} was {old} and is now {new}")
+        return found
 
     def _begun_with(self) -> dict[str, Any]:
         try:

@@ -32,6 +32,7 @@ from lm.train.manifest import checkpoints, folder_of
 from lm.train.memory import keep_freed_memory, peak_memory, saying_that_memory_is_full
 from lm.train.observe.observation import Observation
 from lm.train.observe.recall import RecallProbes
+from lm.train.own_folder import require_own_folder
 from lm.train.peak import peak_of_all
 from lm.train.periodic import HookCalls, Periodic, findings
 from lm.train.precision import DTYPES
@@ -60,8 +61,11 @@ def train(run: Run, kind: type[Training] | None = None, hook: Hook | None = None
     folder = RunFolder(run.train.output_dir)
     progress = Progress(rank=distributed.launched_rank(), every=run.log.every)
     if folder.is_complete(run):
-        progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps")
+        unused = folder.without_effect(run) if kind is Training else []
+        note = f"; without effect: {'; '.join(unused)}" if unused else ""
+        progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps{note}")
         return
+    require_own_folder(folder.root, run.data)
     world = start_ranks(run, progress.say, kind.section)
     world.on_rank_zero(lambda: require_log(folder.root, run.log.wandb, run.log.tensorboard))
     with folder.claimed(world):

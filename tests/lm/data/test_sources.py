@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lm.data.options import SourceOptions
 from lm.data.readers import Unreadable
-from lm.data.sources import Source, find_source
+from lm.data.sources import Source, find_source, would_find
 from lm.errors import UserError
 
 
@@ -43,6 +43,27 @@ def test_linked_folders_are_searched_and_loops_end(tmp_path: Path) -> None:
     expected = ["corpus/a/one.txt", "elsewhere/deep/three.txt", "corpus/two.txt"]
     assert texts(find(corpus)) == expected
     assert sorted(texts(find(f"{corpus}/**/*.txt"))) == sorted(expected)
+
+
+PLACES = ("a.txt", "x/a.txt", "x/y/a.jsonl", "x/.y/a.md", "b.bin", "x/z.txt.gz", "../other/a.txt")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "*.txt", "*", "**", "**/*.txt", "x/*.txt", "*/*/*", "x/a.txt", "x", "link", "[x]/*"]
+)
+def test_what_would_be_found_is_found(tmp_path: Path, name: str) -> None:
+    """Asked of files before they are there, and of the files themselves."""
+    corpus = tmp_path / "corpus"
+    for folder in ("x/y", "x/.y", "../other"):
+        (corpus / folder).mkdir(parents=True)
+    (corpus / "link").symlink_to("x")
+    options = SourceOptions.model_validate({"path": str(corpus / name)})
+    paths = [corpus / place for place in PLACES]
+    expected = {path.resolve() for path in paths if would_find(options, path)}
+    for path in paths:
+        path.touch()
+    assert {file.path.resolve() for file in find(corpus / name).files} & {*map(Path.resolve, paths)} == expected
+    assert expected
 
 
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

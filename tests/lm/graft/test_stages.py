@@ -63,6 +63,13 @@ def graft_into(out: Path, run_path: Path, *overrides: str) -> GraftFile:
     return run
 
 
+def test_a_folder_with_other_things_is_refused_before_stage_one(run_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "poem.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"not an earlier run \(it holds poem.txt\)"):
+        graft_into(tmp_path, run_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["poem.txt"]
+
+
 def test_stage_one_brings_the_new_mixers_nearer_and_leaves_the_rest(finished: Path, base_folder: Path) -> None:
     records = read_metrics(finished / "regression" / "metrics.jsonl")
     assert len(records) == 8

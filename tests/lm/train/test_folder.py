@@ -119,6 +119,34 @@ def test_a_finished_run_is_complete_until_it_is_given_more_steps(make_run: MakeR
         folder.is_complete(make_run("train.steps=10"))
 
 
+def test_a_run_cannot_become_shorter(make_run: MakeRun) -> None:
+    """It is the steps that are named, not the rows that would not be read; but another model comes first."""
+    folder = begun(make_run("train.stages=[{steps: 0.6}, {sequence_length: 64}]"))
+    shorter = make_run("train.stages=[{steps: 0.6}, {sequence_length: 64}]", "train.steps=4")
+    with pytest.raises(UserError, match=r"^train.steps: .* has made 5 steps, more than 4"):
+        folder.is_complete(shorter)
+    with pytest.raises(UserError, match=r"model\.rms_norm_eps was"):
+        folder.is_complete(make_run("train.steps=4", "model.rms_norm_eps=0.1"))
+
+
+def test_what_a_complete_run_cannot_follow_any_more_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = begun(make_run("optimizer.schedule={kind: wsd, warmup_steps: 2, decay_steps: 3}"))
+    changes = ["optimizer.lr=0.5", "deepspeed.zero_stage=2"]
+    schedule = "optimizer.schedule={kind: constant, warmup_steps: 2}"
+    evaluations = "evaluations={tasks: [passkey], lengths: [16], every: 5}"
+    found = folder.without_effect(make_run(*changes, schedule, evaluations, f"data.cache_dir={tmp_path}"))
+    assert {line.split(" ")[0] for line in found} == {
+        "optimizer.lr",
+        "optimizer.schedule.kind",
+        "deepspeed.zero_stage",
+        "evaluations",
+    }
+    assert "optimizer.lr was 0.01 and is now 0.5" in found
+    assert "evaluations was None and is now set" in found
+    same = make_run("optimizer.schedule={kind: wsd, warmup_steps: 2, decay_steps: 3}", "log.every=3")
+    assert folder.without_effect(same) == []
+
+
 def test_a_folder_has_one_run_at_a_time(make_run: MakeRun) -> None:
     world, folder = distributed.start(), RunFolder(make_run().train.output_dir)
     with (

@@ -93,8 +93,11 @@ def test_a_complete_run_says_so_and_touches_nothing(
     whole: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    train(make_run(f"train.output_dir={whole}"))
-    assert "is complete: 20 of 20 steps" in capsys.readouterr().out
+    train(make_run(f"train.output_dir={whole}", "train.evaluate_every=8"))
+    assert "is complete: 20 of 20 steps\n" in capsys.readouterr().out
+    train(make_run(f"train.output_dir={whole}", "train.evaluate_every=8", "optimizer.lr=0.5"))
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "is complete: 20 of 20 steps; without effect: optimizer.lr was 0.01 and is now 0.5" in said
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
