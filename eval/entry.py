@@ -14,7 +14,7 @@ from transformers.utils import logging
 from eval.compare import open_console, print_comparison, print_scores
 from eval.longbench import longbench_tasks, read_longbench, summaries, summary_table
 from eval.model import Model
-from eval.opening import open_model
+from eval.opening import model_name, open_model
 from eval.options import EvaluationOptions
 from eval.page import write_page
 from eval.reading import require_protocols
@@ -31,6 +31,7 @@ from lm.train.tensor_file import replace_text
 if TYPE_CHECKING:
     from eval.harness import HarnessOptions
 
+EVALUATIONS = Path("runs", "evaluations")
 LONGBENCH_FILE = "longbench.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,10 +45,22 @@ class ModelChoice:
     revision: str | None = None
     dtype: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it lies, in words."""
+        return self.path if self.adapter is None else f"{self.path} with {self.adapter}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its evaluation goes, unless the user says."""
+        return EVALUATIONS / Path(model_name(self.path, self.adapter)).name
+
 
 @said_once()
-def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> None:
-    """Evaluates into `output`, going on where an earlier call stopped. Works alone and under torchrun."""
+def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path | None = None) -> None:
+    """Evaluates into `output` (left out: the folder of the model's name), going on where an earlier call stopped. Works
+    alone and under torchrun."""
+    output = output or choice.folder
     tasks = chosen_tasks(options)
     require_protocols(options)
     folder = ResultFolder(output)
@@ -63,7 +76,7 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
         tasks = [*tasks, *asked]
         options = options.model_copy(update={key: unsaid[key] for key in unsaid.keys() - options.model_fields_set})
     evaluation = Evaluation(
-        model, choice.path, tasks, options, texts, world, progress, _open_evaluator(options.evaluator, progress)
+        model, choice.place, tasks, options, texts, world, progress, _open_evaluator(options.evaluator, progress)
     )
     results = evaluation.run(folder)
     if results is not None:
@@ -76,10 +89,11 @@ def evaluate(choice: ModelChoice, options: EvaluationOptions, output: Path) -> N
 
 
 @said_once()
-def harness(choice: ModelChoice, options: HarnessOptions, output: Path) -> None:
+def harness(choice: ModelChoice, options: HarnessOptions, output: Path | None = None) -> None:
     """Runs tasks of lm-evaluation-harness, whose own files go to `output`. Works alone and under torchrun."""
     from eval.harness import run_harness, table
 
+    output = output or choice.folder
     ResultFolder(output).require_place()
     progress, world, model = _open(choice)
     results = run_harness(model, options, output, world)

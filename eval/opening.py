@@ -62,8 +62,14 @@ def open_model(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"{path}: its tokenizer has {len(tokenizer)} tokens, but the model embeds only {rows}")
+    return Model(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, model_name(path, adapter))
+
+
+def model_name(path: str | Path, adapter: str | Path | None = None) -> str:
+    """What the model that `open_model` opens is called: its folder's name, or its Hub id; `base+adapter` with one."""
+    place = Path(path).expanduser()
     name = place.resolve().name if place.exists() else str(path)
-    return Model(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, name)
+    return name if adapter is None else f"{name}+{Path(adapter).expanduser().resolve().name}"
 
 
 def _base_of(adapter: Path) -> BaseOptions:

@@ -30,6 +30,7 @@ FORMAT = 1
 FREE = ("model.name", "model.path", "longbench.data")
 """Settings that may differ when an evaluation goes on: the same weights may have moved, and so may data."""
 
+MODEL = "model.fingerprint"
 Record = Mapping[str, Any]
 
 
@@ -188,9 +189,11 @@ class ResultFolder:
         if not begun or not self.settings.exists():  # what ended before its first answer fixes nothing
             replace_text(self.settings, json.dumps(settings, indent=1) + "\n")
             return
-        before, now = (_fixed(values) for values in (read_object(self.settings), settings))
+        there = read_object(self.settings)
+        before, now = _fixed(there), _fixed(settings)
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
+            before, now = before | {MODEL: _model_of(there)}, now | {MODEL: _model_of(settings)}
             lines = [f"  {key} was {before.get(key)} and is now {now.get(key)}" for key in changed]
             raise UserError(
                 f"--output: {self.root} holds an evaluation with other settings:\n" + "\n".join(lines) + "\n"
@@ -238,6 +241,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object. Evaluate again into another folder.")
     return values
+
+
+def _model_of(settings: Mapping[str, Any]) -> str:
+    fingerprint, name, path = (settings.get("model", {}).get(key) for key in ("fingerprint", "name", "path"))
+    return f"{fingerprint} of {name} ({path})"
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:

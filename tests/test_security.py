@@ -139,7 +139,7 @@ def test_results_of_a_model_named_by_dots_stay_below_the_results(
     (tmp_path / "model" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "model" / "inner")
     outputs = []
-    monkeypatch.setattr("eval.entry.evaluate", lambda choice, options, output: outputs.append(output))
+    monkeypatch.setattr("eval.entry.evaluate", lambda choice, options, output: outputs.append(output or choice.folder))
     for model in (".", "..", "org/name"):
         assert main(["eval", model, "--tasks", "copy"]) == 0
     assert outputs == [Path("runs/evaluations", name) for name in ("inner", "model", "name")]

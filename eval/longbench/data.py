@@ -35,6 +35,16 @@ class Row:
     classes: tuple[str, ...]
 
 
+def require_data(data: str) -> None:
+    """Raises UserError where no data can be of this name, before they are looked into."""
+    path = Path(data).expanduser()
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise UserError(f"{data} is no zip archive that can be read. {HOW_TO_GET_IT}")
+    is_hub_id = data.count("/") == 1 and not data.startswith((".", "~", "/"))
+    if not path.exists() and not is_hub_id:
+        raise UserError(f"{data}: there is no such folder or file. {HOW_TO_GET_IT}")
+
+
 def read_rows(data: str, name: str) -> list[Row]:
     """The rows of a task, such as `qasper` or `qasper_e`, in their order.
 
@@ -54,14 +64,13 @@ def read_rows(data: str, name: str) -> list[Row]:
 
 
 def _found(data: str, name: str) -> Iterable[Any]:
+    require_data(data)
     path = Path(data).expanduser()
     if path.is_dir():
         return _from_folder(path, name)
     if path.is_file():
         return _from_archive(path, name)
-    if data.count("/") == 1 and not data.startswith((".", "~", "/")):
-        return _from_hub(data, name)
-    raise UserError(f"{data}: there is no such folder or file. {HOW_TO_GET_IT}")
+    return _from_hub(data, name)
 
 
 def _from_folder(folder: Path, name: str) -> Iterable[Any]:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked
 
 from eval.longbench import chinese
-from eval.longbench.data import Row, read_rows
+from eval.longbench.data import Row, read_rows, require_data
 from eval.model import Model
 from eval.options import LongBenchOptions
 from eval.scorers import METRICS, Metric, classification
@@ -136,8 +136,14 @@ def read_longbench(options: LongBenchOptions) -> dict[str, list[Row]]:
     for name in options.tasks:
         if name not in known:
             which = "LongBench-E" if options.extended else "LongBench"
-            raise UserError(f"{which} has no task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+            raise UserError(
+                f"--longbench-tasks: {which} has no task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}"
+            )
     chosen = {name: rules for name, rules in known.items() if not options.tasks or name in options.tasks}
+    try:
+        require_data(options.data)
+    except UserError as error:
+        raise UserError(f"--longbench: {error}") from None
     _require_jieba(chosen)
     found = {}
     for name, rules in chosen.items():
@@ -186,4 +192,6 @@ def _require_jieba(chosen: Mapping[str, Rules]) -> None:
         try:
             chinese.cut("")
         except UserError as error:
-            raise UserError(f"{', '.join(needing)}: {error}, or leave them out") from None
+            others = [name for name in chosen if name not in needing]
+            instead = f", or ask for others: --longbench-tasks {','.join(others)}" if others else ""
+            raise UserError(f"{', '.join(needing)}: {error}{instead}") from None

@@ -30,10 +30,8 @@ def _eval(chosen: argparse.Namespace) -> None:
             f"braid eval MODEL takes one model, not also '{chosen.results[0]}'. "
             "To set results side by side: braid eval compare DIR DIR"
         )
-    place = Path(chosen.model).expanduser()
-    output = chosen.output or Path("runs", "evaluations", (place.resolve() if place.exists() else place).name)
     if chosen.harness:
-        _harness(chosen, output)
+        _harness(chosen)
         return
     refuse(chosen, (*_HARNESS, *_HARNESS_FLAGS), "--harness")
     if chosen.longbench is None:
@@ -64,10 +62,10 @@ def _eval(chosen: argparse.Namespace) -> None:
             apply_chat_template=chosen.apply_chat_template,
         )
     options = EvaluationOptions(**{name: value for name, value in given.items() if value is not None})
-    evaluate(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, output)
+    evaluate(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, chosen.output)
 
 
-def _harness(chosen: argparse.Namespace, output: Path) -> None:
+def _harness(chosen: argparse.Namespace) -> None:
     refuse(chosen, (*_SUITE, *_LONGBENCH), "the offline suite or LongBench, not for --harness")
     from eval.entry import ModelChoice, harness
     from eval.harness import HarnessOptions
@@ -75,7 +73,7 @@ def _harness(chosen: argparse.Namespace, output: Path) -> None:
     given = {name: getattr(chosen, name) for name in _HARNESS if getattr(chosen, name) is not None}
     flags = {name: getattr(chosen, name) for name in (*_HARNESS_FLAGS, "apply_chat_template")}
     options = HarnessOptions(tasks=chosen.harness, **given, **flags)
-    harness(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, output)
+    harness(ModelChoice(chosen.model, chosen.adapter, chosen.revision, chosen.dtype), options, chosen.output)
 
 
 def _compare(chosen: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
+from eval.entry import ModelChoice
 from eval.opening import open_model
 from lm.errors import UserError
 from lm.export import export_run
@@ -93,6 +94,8 @@ def test_an_adapter_is_merged_into_its_base(adapter: Path) -> None:
     assert_same(adapter, adapted)
     assert_same(base, adapted, adapter=adapter)
     assert open_model(adapter).name == "adapter"
+    assert open_model(base, adapter=adapter).name == "base+adapter"
+    assert ModelChoice(str(base), str(adapter)).folder == Path("runs/evaluations/base+adapter")
 
 
 def test_a_configuration_beside_the_adapter_counts(adapter: Path) -> None:

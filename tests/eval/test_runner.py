@@ -127,6 +127,8 @@ def test_another_model_or_setting_is_refused_by_name(
     assert evaluate(tmp_path / "other", whole) == 2
     said = capsys.readouterr().err
     assert f"{whole} holds an evaluation with other settings:\n  model.fingerprint was" in said
+    assert f" of tiny ({folder}) and is now " in said
+    assert f" of other ({tmp_path / 'other'})\n" in said
     assert "choose another folder" in said
     assert evaluate(folder, whole, "--samples", "7") == 2
     assert "samples was 6 and is now 7" in capsys.readouterr().err
