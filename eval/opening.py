@@ -18,7 +18,7 @@ from lm.errors import UserError, first_line
 from lm.export import model_of_run, read_run
 from lm.extend import base
 from lm.extend.options import BaseOptions
-from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading, whole_weights
+from lm.hf.loading import forget_gguf, from_pretrained, loading, whole_weights
 from lm.train.file_names import RUN_FILE
 
 ADAPTER_FILE = "adapter_config.json"
@@ -135,10 +135,6 @@ def _mistakes(what: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        said = str(error).removeprefix("base.path: ")
-        sought = base.HUB_ID.fullmatch(what) and not Path(what).expanduser().exists() and not absent_here(what)
-        if sought and said.startswith(f"{what}: "):
-            said = f"{what} is no folder here, and on the Hub: {said.removeprefix(f'{what}: ')}"
-        raise UserError(said) from None
+        raise UserError(str(error).removeprefix("base.path: ")) from None
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise UserError(f"{what} cannot be loaded: {first_line(error)}") from None

@@ -25,7 +25,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'window'?"` for a near miss of a known word, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`" Did you mean 'window'?"` for a near miss of a known word, else an empty string.
+
+    cutoff: how alike they are at least, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{close[0]}'?" if close else ""

@@ -53,8 +53,8 @@ def read_config(base: BaseOptions) -> PreTrainedConfig:
     try:
         config = from_pretrained(AutoConfig, **place(base))
     except (OSError, ValueError) as error:
-        otherwise = "" if path.exists() else " Without a network name a folder, or a .gguf file."
-        raise UserError(f"base.path: {base.path}: {first_line(error)}{otherwise}") from None
+        where = base.path if path.exists() else f"{base.path} is no folder here, and on the Hub"
+        raise UserError(f"base.path: {where}: {first_line(error)}") from None
     if head_dim is not None:
         config.head_dim = head_dim
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder

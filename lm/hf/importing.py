@@ -126,7 +126,8 @@ class _Origin:
         try:
             config = from_pretrained(AutoConfig, self.place, **self.file)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.place}: {first_line(error)}") from None
+            where = self.place if Path(self.place).exists() else f"{self.place} is no folder here, and on the Hub"
+            raise UserError(f"{where}: {first_line(error)}") from None
         if head_dim is not None:
             config.head_dim = head_dim
         return config

@@ -20,7 +20,10 @@ from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.utils import logging
 
 from lm.errors import UserError, did_you_mean, first_line
+from lm.hf.hub import is_cached, require_connection
 
+ALMOST = 0.8
+"""How alike a name and that of a folder are where one is taken for a slip in writing the other."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -31,12 +34,16 @@ def from_pretrained(kind: Any, place: str | Path, **settings: Any) -> Any:
     what the folder brings.
 
     Raises:
-        UserError: it is not there, its weights are pickled or damaged, its code would have to be run, its index
+        UserError: it is nowhere, its weights are pickled or damaged, its code would have to be run, its index
             names files outside the folder, or its configuration has values that no model can be built of.
-        OSError, ValueError: as transformers does; the latter for a tokenizer.json that cannot be used, too.
+        OSError, ValueError: as transformers does; the former where there is no connection to the Hub, the latter for a
+            tokenizer.json that cannot be used, too.
     """
     if absent := absent_here(place):
         raise UserError(absent)
+    revision = settings.get("revision")
+    if not Path(place).exists() and not is_cached(str(place), revision):
+        require_connection(str(place), revision)
     extra = {"use_safetensors": True} if kind is AutoModelForCausalLM and "gguf_file" not in settings else {}
     if extra:
         _require_plain_weights(Path(place))
@@ -86,12 +93,22 @@ def _raised_by_transformers(error: Exception) -> bool:
 
 
 def absent_here(place: str | Path) -> str:
-    """What to say of a path that leads nowhere, so that nobody looks for it on the Hub; of all other names nothing."""
+    """What to say of a path that leads nowhere, so that nobody looks for it on the Hub; of all other names nothing.
+
+    A bare name is a path where a folder beside has almost that name, unless the Hub's model of the name is cached: the
+    Hub has few of them, and those by their owners' names, too.
+    """
     path = Path(place)
     beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
     a_hub_id = len(path.parts) == 1 or (len(path.parts) == 2 and not path.is_absolute() and not path.parent.is_dir())
-    if path.exists() or (a_hub_id and not str(place).startswith((".", "~"))):
+    if path.exists():
         return ""
+    if a_hub_id and not str(place).startswith((".", "~")):
+        folders = [name for name in beside if Path(name).is_dir()] if len(path.parts) == 1 else []
+        nearest = did_you_mean(str(path), folders, ALMOST)
+        if not nearest or is_cached(str(place)):
+            return ""
+        return f"{place}: there is no such folder here.{nearest} For a model of the Hub write OWNER/{place}."
     return f"{place}: there is no such file or folder.{did_you_mean(str(path), beside)}"
 
 

@@ -11,13 +11,17 @@ import gguf
 import pytest
 import torch
 from gguf.gguf_reader import GGUFReader
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 from lm.errors import UserError
+from lm.extend.base import read_config
 from lm.extend.model import ExtendedModel
 from lm.extend.options import BaseOptions, ExtendOptions
 from lm.extend.trainee import Extension
+from lm.hf import hub
+from lm.hf import loading as loading_module
 from lm.hf.generate import load
 from lm.hf.importing import import_model
 from lm.hf.loading import absent_here, forget_gguf, from_pretrained, loading, parsed_gguf
@@ -34,6 +38,59 @@ def test_a_name_in_a_folder_that_is_here_is_not_looked_for_elsewhere(
         from_pretrained(AutoModelForCausalLM, "runs/mina")
     assert not any(absent_here(name) for name in ("runs/mine", "gpt2", "organization/gpt2"))
     assert all(absent_here(name) for name in ("./gpt2", "/gpt2", "one/two/three"))
+
+
+def no_answer(url: str, **settings: object) -> None:
+    raise RuntimeError(f"nobody answers at {url}")
+
+
+def test_a_slip_in_a_name_beside_it_costs_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves Hub ids alone that are not like it, or are cached."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", no_answer)
+    monkeypatch.setattr(hub, "PAUSE", 1e6)
+    (tmp_path / "llama").mkdir()
+    said = r"llamaa: there is no such folder here\. Did you mean 'llama'\? For a model of the Hub write OWNER/llamaa\."
+    with pytest.raises(UserError, match=rf"^base\.path: {said}"):
+        read_config(BaseOptions(path="llamaa"))
+    for reader in (load, lambda name: import_model(name, tmp_path / "imported")):
+        with pytest.raises(UserError, match=f"^{said}"):
+            reader("llamaa")
+    assert not absent_here("gpt2")
+    assert not absent_here("someone/llamaa")
+    monkeypatch.setattr(loading_module, "is_cached", lambda name: True)
+    assert not absent_here("llamaa")
+
+
+def test_a_hub_that_does_not_answer_is_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url: no_answer(asked.append(url) or url))
+    monkeypatch.setattr(hub, "PAUSE", 0.0)
+    said = r"nobody/nothing is no folder here, and on the Hub: there is no connection to it \(nobody answers at https"
+    for reader, prefix in (
+        (lambda: read_config(BaseOptions(path="nobody/nothing")), r"base\.path: "),
+        (lambda: load("nobody/nothing"), ""),
+        (lambda: import_model("nobody/nothing", tmp_path / "imported"), ""),
+    ):
+        asked.clear()
+        with pytest.raises(UserError, match=f"^{prefix}{said}"):
+            reader()
+        assert len(asked) == 2
+
+
+def test_what_was_downloaded_is_found_without_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0" * 40
+    for name, content in ((f"snapshots/{commit}/config.json", "{}"), ("refs/main", commit)):
+        path = tmp_path / "models--gpt2" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert hub.is_cached("gpt2")
+    assert hub.is_cached("gpt2", "main")
+    assert not hub.is_cached("gpt2", "other")
+    assert not hub.is_cached("gpt3")
+    assert not hub.is_cached("no/model/at/all")
 
 
 @pytest.mark.parametrize(
