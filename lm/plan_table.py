@@ -138,14 +138,18 @@ def _totals(run: AnyRun, plan: Plan, memory: Memory, world_size: int) -> Table:
     flops = sum(plans[span.source.sequence_length].training_flops_per_token * span.tokens for span in spans)
     ranks = f"rank of {world_size}, ZeRO {run.deepspeed.effective_stage(run.train.precision)}, {run.train.precision}"
     trained = plan.parameters - plan.frozen_parameters
+    without = " without what is recomputed" if plan.recomputed_flops_per_token else ""
     backward = "2 to 3 x forward" if plan.frozen_parameters else "3 x forward"
     rows = {
         "parameters": f"{plan.parameters:,} ({plan.embedding_parameters:,} of them embeddings)",
         "trained parameters": f"{trained:,} ({trained / plan.parameters:.2%})",
         "forward FLOPs per token": short_number(plan.flops_per_token),
         "training FLOPs per token": f"{short_number(plan.training_flops_per_token)} ({backward})",
-        "  recomputed beside them": f"at most {short_number(plan.recomputed_flops_per_token)}",
-        "whole run": f"{short_number(tokens)} tokens, {flops:.3g} FLOPs without what is recomputed",
+    }
+    if plan.recomputed_flops_per_token:
+        rows["  recomputed beside them"] = f"at most {short_number(plan.recomputed_flops_per_token)}"
+    rows |= {
+        "whole run": f"{short_number(tokens)} tokens, {flops:.3g} FLOPs{without}",
         f"cache at {plan.sequence_length:,} tokens": f"{byte_size(plan.cache_bytes)} per sequence{_of_the_base(plan)}",
         f"memory per {ranks}": f"{byte_size(memory.total)} without communication buffers",
         "  weights": byte_size(memory.parameters),

@@ -225,7 +225,7 @@ def _from_base(kind: type[FromBaseT], tree: Tree) -> FromBaseT:
     values, data = tree.values, tree.values.get("data")
     if isinstance(data, dict) and "tokenizer" not in data:
         # A stand-in: the base's tokenizer is looked for once everything else is known to be right.
-        values = values | {"data": data | {"tokenizer": {"kind": "bytes"}}}
+        values = values | {"data": data | {"tokenizer": {"kind": "huggingface", "path": "."}}}
         run = _validated(kind, values, tree)
         from lm.extend.base import read_config, tokenizer_folder
 

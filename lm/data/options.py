@@ -162,6 +162,11 @@ class ChatOptions(Options):
         return True
 
 
+def _given(section: Any, key: str) -> Any:
+    """A key of a section that may not have been checked yet."""
+    return section.get(key) if isinstance(section, dict) else getattr(section, key, None)
+
+
 def _kind(source: Any) -> Any:
     """A source that names no kind is text."""
     return source.get("kind", "text") if isinstance(source, dict) else getattr(source, "kind", "text")
@@ -242,6 +247,21 @@ class DataOptions(Options):
     def by_chat_template(self) -> bool:
         """Whether any samples are written by the tokenizer's chat template."""
         return any(isinstance(source, SamplesOptions) and source.by_chat_template for source in self.sources)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_has_a_template(cls, values: Any) -> Any:
+        """Said before what else the tokenizer's section lacks, since another kind of it has other keys."""
+        kind = _given(_given(values, "tokenizer"), "kind")
+        sources = _given(values, "sources")
+        for index, source in enumerate(sources if isinstance(sources, list | tuple) else ()):
+            key = {"chat": "kind", "sft": "template"}.get(str(_given(source, "kind")))
+            if key and _given(source, key) == "chat" and kind in ("sentencepiece", "bytes", "numbers"):
+                raise ValueError(
+                    f"tokenizer.kind: {kind} has no chat template, which sources.{index}.{key}: chat asks for: set it "
+                    "to huggingface, and tokenizer.path to the folder of a tokenizer that has one"
+                )
+        return values
 
     @model_validator(mode="after")
     def _generated_or_read(self) -> DataOptions:

@@ -33,8 +33,8 @@ def plan_extension(
 
     quantized: the linear layers but the output head are kept in 4 bits.
 
-    Each layer's activations but its input are computed again in backward, which is not counted as FLOPs; neither are
-    adapters' own products.
+    Each layer's activations but its input are computed again in backward, which the FLOPs of training leave out, as
+    they do adapters' own products.
     """
     model = _without_weights(config)
     if isinstance(config, BraidConfig):
@@ -45,6 +45,7 @@ def plan_extension(
     plan = replace(
         plan,
         activation_bytes_per_token=plan.activation_bytes_per_token / len(plan.layers) + inputs * dtype.itemsize,
+        recomputed_flops_per_token=sum(layer.flops_per_token for layer in plan.layers),
     )
     if quantized:
         weights = (part.weight for layer in _decoder_layers(model) for part in _linears(layer))

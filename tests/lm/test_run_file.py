@@ -336,8 +336,9 @@ def test_an_extension_takes_its_tokenizer_from_the_base(extension: Path, tmp_pat
         tokenizer_object=Backend(WordLevel({"<s>": 0, "x": 1}, "x")), bos_token="<s>"
     ).save_pretrained(tmp_path / "base")
     extension.write_text(extension.read_text().replace("  tokenizer: {kind: bytes}\n", ""))
-    tokenizer = load_run_file(extension).data.tokenizer
-    assert (tokenizer.kind, tokenizer.path) == ("huggingface", tmp_path / "base")
+    for source in ("{path: python-stdlib}", "{kind: chat, path: talk}"):
+        tokenizer = load_run_file(extension, [f"data.sources=[{source}]"]).data.tokenizer
+        assert (tokenizer.kind, tokenizer.path) == ("huggingface", tmp_path / "base")
 
 
 @pytest.mark.parametrize(
@@ -363,6 +364,13 @@ def test_mistakes_in_an_extension_are_named(extension: Path, override: str, mess
 def test_a_tokenizer_that_is_not_there_has_its_line(minimal: Path) -> None:
     minimal.write_text(MINIMAL.replace("{kind: bytes}", "\n    kind: sentencepiece\n    path: none.model"))
     assert refusal(minimal).startswith("run.yaml:11: data.tokenizer.path: 'none.model' cannot be read")
+
+
+def test_a_chat_without_a_template_is_refused_at_the_kind_of_tokenizer(minimal: Path) -> None:
+    """Before the keys that a tokenizer of that kind lacks."""
+    tokenizer = MINIMAL.replace("{kind: bytes}", "\n    kind: sentencepiece")
+    minimal.write_text(tokenizer.replace("- {path: python-stdlib}", "- {kind: chat, path: talk}"))
+    assert refusal(minimal).startswith("run.yaml:10: data.tokenizer.kind: sentencepiece has no chat template, which ")
 
 
 def test_sources_that_are_not_there_have_their_places_in_words_that_work_as_overrides(minimal: Path) -> None:

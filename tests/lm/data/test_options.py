@@ -36,6 +36,14 @@ def test_kind_decides_the_tokenizer_options() -> None:
             "no control tokens but <s>",
         ),
         ({"tokenizer": {"kind": "bytes", "bos_token": "<s>"}}, "bos_token"),
+        (
+            {"tokenizer": {"kind": "sentencepiece"}, "sources": [{"path": "a"}, {"kind": "chat", "path": "b"}]},
+            r"tokenizer\.kind: sentencepiece has no chat template, which sources\.1\.kind: chat asks for: set it",
+        ),
+        (
+            {"sources": [{"kind": "sft", "path": "a", "template": "chat"}]},
+            r"tokenizer\.kind: bytes has no chat template, which sources\.0\.template: chat asks for",
+        ),
     ],
 )
 def test_a_meaningless_value_is_refused_by_name(change: dict[str, object], named: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from lm.plan import rank_memory
+from lm.plan_table import plan_run, print_plan
+from lm.run_file import load_run_file
+from lm.train.format import short_number
 
 LENGTH, GROUP = 256, 64
 
@@ -39,6 +43,16 @@ def test_flops_are_products_and_pairs(make_extension) -> None:
     # Adapters and a trained embedding leave the untied head and all layers without gradients of their weights.
     frozen = make_extension({"preset": "longlora"}, attention="full").plan(LENGTH, torch.float32)
     assert frozen.training_flops_per_token == 3 * full.flops_per_token - products
+
+
+@pytest.mark.parametrize("base_folder", ["tied", "braid"], indirect=True)
+def test_all_layers_are_recomputed(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = load_run_file(run_path)
+    plan, memory = plan_run(run, 1)
+    assert plan.recomputed_flops_per_token == sum(layer.flops_per_token for layer in plan.layers)
+    print_plan(run, plan, memory, 1)
+    again = short_number(plan.recomputed_flops_per_token)
+    assert re.search(rf"recomputed beside them +│ at most {again} ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("base_folder", ["tied", "untied"], indirect=True)
