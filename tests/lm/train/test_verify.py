@@ -39,6 +39,29 @@ def test_a_run_is_verified_to_the_bit_and_left_as_it_is(whole: Path, capsys: pyt
     assert contents(whole) == before
 
 
+def test_called_elsewhere_it_says_where_the_paths_count_from(
+    whole: Path, run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    folder, config, corpus = home / "runs" / "mine", home / "runs" / "mine" / "run.yaml", run_path.parent / "corpus"
+    shutil.copytree(whole, folder)
+    shutil.copytree(corpus, home / "texts")
+    written = config.read_text().replace(str(corpus), "texts").replace(str(whole), "runs/mine")
+    config.write_text(written)
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "data.sources.0.path: 'texts' does not exist" in said
+    assert f"call it in {home}, where the run was made" in said
+    config.write_text(written.replace("runs/mine", str(tmp_path / "moved")))
+    assert main(["verify", "home/runs/mine"]) == 2
+    assert "call it where the run was made, or give the paths" in capsys.readouterr().err
+    monkeypatch.chdir(home)
+    assert main(["verify", str(folder)]) == 0
+    assert main(["verify", str(folder), "data.sources.0.path=none"]) == 2
+    assert "Relative paths" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("action", ["warn", "skip", "rewind"])
 def test_a_spike_in_a_replay_changes_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
     """A guard that the run did not have holds the step for a spike, and the step is one of those to be traced."""
