@@ -202,13 +202,13 @@ class HuggingFaceTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(contents[0].decode())
             config: dict[str, Any] = json.loads(contents[1])
+            own = self._id(config.get("bos_token")), self._id(config.get("eos_token"))
+            self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"data.tokenizer.path: '{folder}' holds no readable fast tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        own = self._id(config.get("bos_token")), self._id(config.get("eos_token"))
         self.bos_id, self.eos_id = ends_of(own, ends, self._special_id, f"'{folder}'")
         self.ends, self.ends_texts = ends, ends.add_eos_token
         model: Any = self._tokenizer.model  # which alone decides; the configuration may call anything its unk_token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import warnings
@@ -83,6 +84,8 @@ class World:
 
     def gather(self, value: T) -> list[T]:
         """What each rank gave, in the order of ranks, however long the slowest takes."""
+        if self.size == 1:  # gloo's threads, which forget late what was sent, abort a process that ends at once
+            return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._patient)
         return values
@@ -108,6 +111,8 @@ class World:
 
         Raises UserError on every rank where `work` raised it on rank 0.
         """
+        if self.size == 1:
+            return work()
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             outcome = [*_attempt(work)]
@@ -172,7 +177,12 @@ def leave_at_exit() -> None:
 
     A rank that fails must not wait for the others on its way out, so this is not done from the start.
     """
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    dist.destroy_process_group()
+    gc.collect()  # threads of a group end with the last that refers to it, and one that outlives Python aborts it
 
 
 def _quiet() -> None:

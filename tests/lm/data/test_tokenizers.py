@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,23 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(tmp_path: Path, kind
     options = SentencePieceOptions(path=path) if kind == "sentencepiece" else HuggingFaceOptions(path=tmp_path)
     with pytest.raises(UserError, match=r"data\.tokenizer\.path: '.*" + tmp_path.name):
         existing_tokenizer(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", "no JSON"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"eos_token": 5}'),
+        ("tokenizer_config.json", '{"eos_token": {"special": true}}'),
+    ],
+)
+def test_a_file_of_another_form_is_named(hugging_face_folder: Path, tmp_path: Path, name: str, content: str) -> None:
+    shutil.copytree(hugging_face_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="' holds no readable fast tokenizer: "):
+        HuggingFaceTokenizer(tmp_path)
 
 
 def test_a_tokenizer_without_boundaries_is_refused(hugging_face_folder: Path, tmp_path: Path) -> None:
