@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from eval.results import Cell, Record, Results, common_tasks
 from eval.statistics import Paired, compare_paired, percent
+from eval.terminal import open_console, titled_table
 from lm.train.format import byte_size, short_number
 
 NOT_PAIRED = "other prompts: not paired"
@@ -69,45 +69,72 @@ def print_scores(results: Results) -> None:
     console = open_console()
     if results.cells:
         console.print(_score_table(results))
-    _print_measurements(results, results.name, console)
-
-
-def _print_measurements(results: Results, name: str, console: Console) -> None:
     if results.measured("perplexity"):
-        console.print(_perplexity_table(results, name))
+        console.print(_perplexity_table(results))
     if results.measured("efficiency"):
-        console.print(_efficiency_table(results, name))
+        console.print(_efficiency_table(results))
 
 
 def print_comparison(results: Sequence[Results]) -> None:
-    """Every later result beside the first, then what was measured of each, to standard output."""
+    """What every later result differs in from the first, in scores and in perplexity, to standard output."""
     console, names = open_console(), labels(results)
     for name, other in zip(names[1:], results[1:], strict=True):
-        table = Table(title=f"{name} against {names[0]}: percent [95 % interval]", caption=PAIRS)
-        table.add_column("task", no_wrap=True)
-        for column in ("tokens", names[0], name, "difference", "p", "pairs"):
-            table.add_column(column, justify="right")
-        for found in contrasts(results[0], other):
-            table.add_row(*found.short_words())
-        console.print(table)
-        if table.row_count == 0:
+        tables = [
+            _score_differences(names[0], name, contrasts(results[0], other)),
+            _loss_differences(names[0], name, loss_pairs(results[0], other)),
+        ]
+        for table in tables:
+            if table.row_count:
+                console.print(table)
+        if not any(table.row_count for table in tables):
             console.print(f"{names[0]} and {name} were asked nothing in common")
-    for name, result in zip(names, results, strict=True):
-        _print_measurements(result, name, console)
 
 
-def open_console() -> Console:
-    """Standard output, wide where it is a file."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    return console
+def _score_differences(first: str, second: str, found: Iterable[Contrast]) -> Table:
+    table = titled_table(f"{second} against {first}: percent [95 % interval]", PAIRS)
+    table.add_column("task", no_wrap=True)
+    for column in ("tokens", first, second, "difference", "p", "pairs"):
+        table.add_column(column, justify="right")
+    for one in found:
+        table.add_row(*one.short_words())
+    return table
+
+
+def loss_pairs(first: Results, second: Results) -> Iterator[tuple[Record, Record]]:
+    """What both measured of the same text by the same protocol at the same length, in the order of the first."""
+    others = {_measured_as(second, found): found for found in perplexities(second) if "nll" in found}
+    for found in perplexities(first):
+        other = others.get(_measured_as(first, found))
+        if "nll" in found and other is not None:
+            yield found, other
+
+
+def _measured_as(results: Results, found: Record) -> tuple[object, ...]:
+    settings = results.settings
+    # Which tokens are the last ones, of which pieces, the shortest and the longest length decide.
+    decisive = settings.get("lengths") if found["by"] == "last-tokens" else None
+    text = settings.get("texts", {}).get(found["text"], found["text"])
+    return text, settings.get("text_tokens"), found["by"], found["length"], str(decisive)
+
+
+def _loss_differences(first: str, second: str, found: Iterable[tuple[Record, Record]]) -> Table:
+    table = titled_table(f"{second} against {first}: bits per byte")
+    for column in ("text", "protocol"):
+        table.add_column(column)
+    for column in ("tokens", first, second, "difference"):
+        table.add_column(column, justify="right")
+    for pair in found:
+        one, other = (record["bits_per_byte"] for record in pair)
+        difference = None if one is None or other is None else other - one
+        place = pair[0]["text"], pair[0]["by"], f"{pair[0]['length']:,}"
+        table.add_row(*place, _said(one), _said(other), _said(difference, "+.4f"))
+    return table
 
 
 def _score_table(results: Results) -> Table:
     sizes = sorted({len(cell.samples) for cell in results.cells})
     count = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    table = Table(title=f"{results.name}: percent [95 % interval], {count} samples each")
+    table = titled_table(f"{results.name}: percent [95 % interval], {count} samples each")
     table.add_column("task")
     for length in results.lengths:
         table.add_column(f"{length:,}", justify="right")
@@ -142,6 +169,14 @@ def perplexity_row(found: Record) -> tuple[str, ...]:
     return *place, _said(found["perplexity"], ".4g"), _said(found["nll"]) + error, _said(found["bits_per_byte"]), ""
 
 
+def perplexity_table(found: Sequence[Record]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """Columns and rows; without notes where there are none."""
+    rows = [perplexity_row(one) for one in found]
+    if any(note for *_, note in rows):
+        return PERPLEXITY_COLUMNS, rows
+    return PERPLEXITY_COLUMNS[:-1], [row[:-1] for row in rows]
+
+
 def _said(value: float | None, form: str = ".4f") -> str:
     """None is what files hold for a figure that is not finite."""
     return "not finite" if value is None else format(value, form)
@@ -152,12 +187,13 @@ def perplexities(results: Results) -> list[Record]:
     return [found for found in results.measured("perplexity") if "by_position" not in found]
 
 
-def _perplexity_table(results: Results, name: str) -> Table:
-    table = Table(title=f"{name}: perplexity, ± standard error")
-    for column in PERPLEXITY_COLUMNS:
+def _perplexity_table(results: Results) -> Table:
+    table = titled_table(f"{results.name}: perplexity, ± standard error")
+    columns, rows = perplexity_table(perplexities(results))
+    for column in columns:
         table.add_column(column, justify="left" if column in ("text", "protocol", "note") else "right")
-    for found in perplexities(results):
-        table.add_row(*perplexity_row(found))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -166,8 +202,8 @@ def reasons(measured: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(one["reason"] for one in measured if "reason" in one))
 
 
-def _efficiency_table(results: Results, name: str) -> Table:
-    table = Table(title=f"{name}: one row of tokens")
+def _efficiency_table(results: Results) -> Table:
+    table = titled_table(f"{results.name}: one row of tokens")
     for column in ("tokens", "read, tokens/s", "written, tokens/s", "cache", "peak memory"):
         table.add_column(column, justify="right")
     measured = results.measured("efficiency")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils import logging
 
-from eval.compare import open_console, print_comparison, print_scores
+from eval.compare import print_comparison, print_scores
 from eval.longbench import longbench_tasks, read_longbench, summaries, summary_table
 from eval.model import Model
 from eval.opening import model_name, open_model
@@ -21,6 +21,7 @@ from eval.reading import require_protocols
 from eval.results import ResultFolder, Results, load_results
 from eval.runner import Evaluation, open_texts
 from eval.selection import chosen_tasks
+from eval.terminal import open_console
 from lm.errors import UserError
 from lm.train import distributed
 from lm.train.memory import keep_freed_memory
@@ -136,7 +137,10 @@ def _write_longbench(results: Results, path: Path) -> None:
 
 
 def compare(folders: Sequence[Path], page: Path) -> None:
-    """Prints each later result beside the first, and writes the page of all. Raises UserError for what is no result."""
+    """Prints each later result beside the first, and writes the page of all. Raises UserError for what is no result,
+    and for a page that is no .html file."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output: {page} is not called as a page is. Name a .html file")
     results = [load_results(folder) for folder in folders]
     try:
         write_page(results, page)

@@ -45,4 +45,4 @@ def long_perplexity(model: Scored, texts: Sequence[Text], masks: Sequence[Mask])
     Raises NoFigureError where no token is key.
     """
     losses = token_losses(model, texts, lambda tokens: rolling_windows(tokens, tokens))
-    return over_texts("LongPPL, key tokens", texts, losses, counted=masks)
+    return over_texts("key-tokens", texts, losses, counted=masks)

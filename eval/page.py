@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval.compare import PERPLEXITY_COLUMNS, contrasts, labels, mean_rows, perplexities, perplexity_row, reasons
+from eval.compare import contrasts, labels, mean_rows, perplexities, perplexity_table, reasons
 from eval.page_charts import context_charts, curves, depth_maps, efficiency_charts, position_charts, score_maps
 from eval.results import Results, common_tasks
 from eval.statistics import percent
@@ -97,10 +97,12 @@ def _tables(named: Named) -> str:
 
 
 def _perplexities(named: Named) -> str:
-    rows = [(name, *perplexity_row(found)) for name, result in named for found in perplexities(result)]
-    if not rows:
+    whose = [(name, found) for name, result in named for found in perplexities(result)]
+    if not whose:
         return ""
-    return f"<section><h2>Perplexity</h2>{_panel(table(('model', *PERPLEXITY_COLUMNS), rows, WORDS))}</section>"
+    columns, rows = perplexity_table([found for _, found in whose])
+    named_rows = [(name, *row) for (name, _), row in zip(whose, rows, strict=True)]
+    return f"<section><h2>Perplexity</h2>{_panel(table(('model', *columns), named_rows, WORDS))}</section>"
 
 
 def _comparisons(named: Named) -> str:

@@ -1,10 +1,11 @@
 """Perplexity by several protocols, each under its own name: they answer different questions and are not comparable.
 
 strided        every token once, with at least window - stride tokens of context (Hugging Face's guide to perplexity)
+disjoint       the same with a stride as long as the window
 rolling        every token once, in blocks, the last of which reaches back (lm-evaluation-harness)
-window mean    means of overlapping windows, each scored from its first token (LongLoRA, arXiv 2309.12307)
-last tokens    the same last tokens of a text behind contexts of growing length
-by position    the loss at each place of a window
+window-mean    means of overlapping windows, each scored from its first token (LongLoRA, arXiv 2309.12307)
+last-tokens    the same last tokens of a text behind contexts of growing length
+by-position    the loss at each place of a window
 
 All take token losses from anything with `token_nll`, in nats, and write perplexity as e to their mean.
 """
@@ -172,7 +173,7 @@ def window_mean(
     ends = [min(begin + window, after + 1) for begin, after in zip(chosen, [*chosen[1:], len(stream)], strict=True)]
     used = [stream.part(begin + 1, end) for begin, end in zip(chosen, ends, strict=True)]
     return Perplexity(
-        protocol=f"LongLoRA window mean, window {window}, stride {stride}, {count} of {len(begins)} windows",
+        protocol=f"window-mean, window {window}, stride {stride}, {count} of {len(begins)} windows",
         nll=float(means.mean()),
         stderr=float(np.std(blocks, ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else None,
         unit="windows" if overlapping == 1 else f"blocks of {overlapping} windows",
@@ -199,7 +200,7 @@ def last_tokens(model: Scored, texts: Sequence[Text], lengths: Sequence[int], la
         cut = [text.part(len(text) - length, len(text)) for text in texts]
         nll = model.token_nll([text.ids.tolist() for text in cut])
         targets = [text.part(length - last - 1, length) for text in cut]
-        name = f"last {last} tokens, context {length}"
+        name = f"last-tokens, {last} of {length}"
         results.append(over_texts(name, targets, [losses[-last:] for losses in nll], "texts"))
     return results
 

@@ -129,7 +129,8 @@ def _strided(reading: Reading) -> Mapping[str, Any]:
 
 
 def _disjoint(reading: Reading) -> Mapping[str, Any]:
-    return strided(reading.model, reading.texts, reading.length, reading.length, reading.prefix).to_json()
+    found = strided(reading.model, reading.texts, reading.length, reading.length, reading.prefix)
+    return found.to_json() | {"protocol": f"disjoint, window {reading.length}"}
 
 
 def _rolling(reading: Reading) -> Mapping[str, Any]:

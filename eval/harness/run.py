@@ -20,6 +20,7 @@ from rich.table import Table
 from eval.harness.model import BraidLM
 from eval.harness.truncation import Side
 from eval.model import Model
+from eval.terminal import titled_table
 from lm.data.fingerprint import digest
 from lm.errors import UserError, did_you_mean
 from lm.options import Options
@@ -101,7 +102,7 @@ def run_harness(
 
 def table(results: Results) -> Table:
     """Every figure of tasks and groups with its standard error, for a terminal."""
-    shown = Table(title=f"lm-evaluation-harness: {results['config']['model_args']['pretrained']}")
+    shown = titled_table(f"lm-evaluation-harness: {results['config']['model_args']['pretrained']}")
     for column in ("task", "version", "shots", "metric", "filter"):
         shown.add_column(column)
     for column in ("value", "standard error"):

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from eval.longbench.tasks import BUCKETS, RULES
 from eval.results import Results
+from eval.terminal import titled_table
 
 LANGUAGES = {"english": ("en", "code"), "chinese": ("zh", "code")}
 """What the benchmark's two tables count in: code is in both."""
@@ -59,7 +60,7 @@ def summaries(results: Results) -> dict[int, dict[str, Any]]:
 
 def summary_table(length: int, means: Mapping[str, Mapping[str, float]]) -> Table:
     """The means of one summary, for a terminal."""
-    table = Table(title=f"LongBench in {length:,} tokens: means of its categories")
+    table = titled_table(f"LongBench in {length:,} tokens: means of its categories")
     table.add_column("category")
     for name in means:
         table.add_column(name, justify="right")

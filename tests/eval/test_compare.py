@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from eval.compare import contrasts, labels, mean_rows, print_comparison
+from eval.compare import contrasts, labels, mean_rows, print_comparison, print_scores
 from eval.page import render
 from eval.results import ResultFolder, Results, SampleFile, cells, common_tasks
 from lm.cli import main
@@ -116,6 +116,38 @@ def test_the_table_fits_into_an_ordinary_terminal(
     assert len([line for line in capsys.readouterr().out.splitlines() if "│" in line]) == 1
 
 
+def test_the_terminal_has_the_differences_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def measured(name: str, bits: float) -> Results:
+        shared = {"text": "text", "by": "disjoint", "protocol": "disjoint, window 4", "length": 4}
+        loss = {"kind": "perplexity", "of": "x", "nll": 1.0, "stderr": None, "perplexity": 2.7, "bits_per_byte": bits}
+        cost = {"kind": "efficiency", "of": "4", "length": 4, "prefill_tokens_per_second": 1.0}
+        cost |= {"decode_tokens_per_second": 1.0, "cache_bytes": 1, "peak_bytes": None}
+        none = {"kind": "perplexity", "of": "y", "text": "text", "by": "rolling", "protocol": "rolling", "length": 4}
+        return result(name, [], measurements=[loss | shared, none | {"reason": "too short"}, cost])
+
+    print_comparison([measured("one", 2.0), measured("two", 1.5)])
+    said = capsys.readouterr().out
+    assert re.search(r"text │ disjoint │ +4 │ +2\.0000 │ +1\.5000 │ +-0\.5000 │", said)
+    assert len([line for line in said.splitlines() if "│" in line]) == 1
+    assert "too short" not in said
+    other = measured("two", 1.5)
+    print_comparison([measured("one", 2.0), replace(other, settings=other.settings | {"texts": {"text": "another"}})])
+    assert "one and two were asked nothing in common" in capsys.readouterr().out
+
+
+def test_a_title_stands_on_one_line_and_notes_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {"kind": "perplexity", "of": "x", "text": "t", "by": "b", "protocol": "b", "length": 4}
+    figures = {"nll": 1.0, "stderr": None, "perplexity": 2.7, "bits_per_byte": 2.0}
+    print_scores(result("a-model-with-a-name", records("key", 512, [1.0]), measurements=[measured | figures]))
+    said = capsys.readouterr().out
+    assert "a-model-with-a-name: percent [95 % interval], 1 samples each" in said
+    assert "note" not in said
+    print_scores(result("m", [], measurements=[measured | figures, measured | {"reason": "too short"}]))
+    said = capsys.readouterr().out
+    assert "note" in said
+    assert "too short" in said
+
+
 def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = save(FIRST, tmp_path / "good")
     begun = save(FIRST, tmp_path / "begun")
@@ -123,7 +155,7 @@ def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     for other, reason in ((tmp_path / "none", "is not there"), (begun, "is not finished")):
         assert main(["eval", "compare", str(good), str(other)]) == 2
         assert f"the evaluation {reason}" in capsys.readouterr().err
-    for place in (tmp_path, good / "results.json" / "page.html"):
+    for place in (tmp_path, good / "results.json" / "page.html", tmp_path / "page.txt"):
         assert main(["eval", "compare", str(good), str(good), "--output", str(place)]) == 2
         assert "Name a .html file" in capsys.readouterr().err
     assert main(["eval", "compare", str(good)]) == 2

@@ -160,7 +160,7 @@ def test_last_tokens_are_the_same_at_every_length(toy: Any) -> None:
         before = np.arange(length - 8, length)
         assert part.nll == pytest.approx((1 + 1 / before).mean())
         assert (part.tokens, part.units, part.bytes) == (24, 3, 24)
-        assert part.protocol == f"last 8 tokens, context {length}"
+        assert part.protocol == f"last-tokens, 8 of {length}"
     assert {tuple(row[-8:]) for row in model.rows} == {tuple(text.ids[-8:].tolist()) for text in texts}
     same = last_tokens(toy.markov(), texts, [9, 16, 64], 8)
     assert same[0].nll == same[1].nll == same[2].nll

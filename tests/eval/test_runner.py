@@ -165,6 +165,7 @@ def test_texts_are_read_by_every_protocol_at_every_length_once(folder: Path, tmp
     model = open_model(folder)
     text = read_text(model.tokenizer, (tmp_path / "long.txt").read_text())
     assert long["strided", 64]["nll"] == pytest.approx(strided(model, [text], 64, 32, 256).nll)
+    assert {one["protocol"].partition(",")[0] for one in found} <= set(protocols)
     assert long["strided", 64]["tokens"] == len(text) == 360
     assert (long["last-tokens", 128]["units"], long["last-tokens", 128]["tokens"]) == (2, 64)  # pieces of 360 tokens
     curve = long["by-position", 128]["by_position"]
