@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from eval.length_figures import Bench
 from eval.model import Model
@@ -27,6 +25,7 @@ from lm.extend import base
 from lm.extend.export import base_model, merged_model
 from lm.extend.options import ExtendOptions
 from lm.extend.trainee import Extension
+from lm.hf.positions import without_reminders
 from lm.hf.tokenizer import fast_tokenizer
 from lm.run_file import ExtensionFile, load_run_file
 from lm.train import distributed
@@ -115,23 +114,12 @@ def measure(run: ExtensionFile, root: Path, control: Path | None = None, again: 
     subjects = [*_subjects(run, extend, root, loaded), *(_control(run, control, loaded) if control is not None else ())]
     for missing in bench.left_out():
         progress.say(f"not measured: {missing}")
-    with claimed_alone(root, "RUN", "at work"), _without_reminders():
+    with claimed_alone(root, "RUN", "at work"), without_reminders():
         found = _kept(root, bench, again, progress)
         for subject in subjects:
             found = _measure(subject, bench, found, root, run, progress)
         save_report_data(root, before_after=found)
     progress.say(f"report: {write_report(root)}")
-
-
-@contextmanager
-def _without_reminders() -> Iterator[None]:
-    """Keeps transformers from warning of contexts longer than a base was made for, which is what is measured."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _kept(root: Path, bench: Bench, again: bool, progress: Progress) -> BeforeAfter:

@@ -24,12 +24,12 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from eval.batches import batches, padded
 from eval.options import BATCH_TOKENS
 from eval.positions import fixed_angles, forget_longer_rows
 from lm.data.fingerprint import content_digest, digest
+from lm.hf.positions import stated_context
 
 LOGIT_ROWS = 512
 """Positions whose logits over the whole vocabulary exist at a time."""
@@ -82,9 +82,7 @@ class Model:
     @property
     def context(self) -> int | None:
         """The longest row in tokens that the model, or its tokenizer, says it is made for; None if neither does."""
-        config, spoken = self.model.config, int(self.tokenizer.model_max_length)
-        found = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-        return int(found) if found else spoken if spoken < VERY_LARGE_INTEGER else None
+        return stated_context(self.model, self.tokenizer)
 
     @cached_property
     def _fingerprint(self) -> str:

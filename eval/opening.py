@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from eval.model import Model
 from lm.errors import UserError, first_line
@@ -78,7 +79,10 @@ def _base_of(adapter: Path) -> BaseOptions:
     local = Path(named).expanduser()
     if not named or (not (local / "config.json").is_file() and not base.HUB_ID.fullmatch(named)):
         where = f"it names '{named}', which holds no model" if named else "it names none"
-        raise UserError(f"{adapter} is an adapter without its base ({where}): name the base, and this as its adapter")
+        raise UserError(
+            f"{adapter} is an adapter without its base ({where}): go to where that name leads to it, or "
+            "export the whole model; braid eval also takes the base, and this as its --adapter"
+        )
     return BaseOptions(path=named)
 
 
@@ -118,6 +122,8 @@ def _adapted(
         warnings.filterwarnings("ignore", category=FutureWarning)  # peft's own calls of transformers
         warnings.filterwarnings("error", message="Found missing adapter keys")
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        if (adapter / GENERATION_CONFIG_NAME).is_file():
+            merged.generation_config = GenerationConfig.from_pretrained(str(adapter))
     own = (adapter / "tokenizer_config.json").is_file()
     return merged, _tokenizer(BaseOptions(path=str(adapter)) if own else options)
 

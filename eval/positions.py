@@ -1,19 +1,11 @@
-"""What a model knows of positions: how many it has embeddings for, and up to where no length changes its angles."""
+"""What a model knows of positions: up to where no length changes its angles."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lm.extend.rope_plan import fixed_until
-
-
-def learned_positions(model: PreTrainedModel) -> int | None:
-    """Positions that a model has embeddings for; None where it has none, and so takes any."""
-    ends = ("wpe", "embed_positions", "position_embeddings")
-    learned = any(isinstance(part, nn.Embedding) and name.endswith(ends) for name, part in model.named_modules())
-    return getattr(model.config, "max_position_embeddings", None) if learned else None
 
 
 def fixed_angles(config: PreTrainedConfig) -> int | None:

@@ -24,12 +24,12 @@ from eval.perplexity import (
     strided,
     window_mean,
 )
-from eval.positions import learned_positions
 from eval.tasks import open_haystack
 from eval.tasks.haystack import local_texts
 from eval.text import Text, joined, prefix_token, read_text
 from lm.data.fingerprint import content_digest
 from lm.errors import UserError, did_you_mean
+from lm.hf.positions import learned_positions
 
 
 @dataclass(frozen=True, eq=False)

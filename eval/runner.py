@@ -14,13 +14,13 @@ from eval.efficiency import NoCacheError, efficiency
 from eval.measuring import Key, Measurement, in_order, measure
 from eval.model import Model
 from eval.options import EvaluationOptions
-from eval.positions import learned_positions
 from eval.reading import Corpus, open_corpus, readings
 from eval.results import MeasurementFile, ResultFolder, Results, SampleFile, cells
 from eval.selection import Questions, QuestionWriter, Skipped, file_hash, said_of
 from eval.tasks import Haystack, Task, open_haystack
 from lm.data.fingerprint import digest
 from lm.errors import UserError
+from lm.hf.positions import learned_positions
 from lm.train.distributed import World
 from lm.train.environment import describe_environment
 from lm.train.progress import Progress

@@ -11,6 +11,8 @@ from lm.arguments import positive, share, temperature, whole
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
+ADAPTER_FILE = "adapter_config.json"
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -62,7 +64,7 @@ def _chat(chosen: argparse.Namespace) -> None:
 
 
 def _opened(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a run, finished or not, or of a Hugging Face folder."""
+    """The model and tokenizer of a run, finished or not, of an adapter, or of a Hugging Face folder."""
     from rich.console import Console
 
     from lm.train.file_names import RUN_FILE
@@ -75,6 +77,11 @@ def _opened(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             from lm.export import model_of_run, read_run
 
             return model_of_run(read_run(Path(folder)))
+        if Path(folder, ADAPTER_FILE).is_file():
+            from eval.opening import open_model
+
+            opened = open_model(folder)
+            return opened.model, opened.tokenizer
         from lm.hf.generate import load
 
         return load(folder)
@@ -123,8 +130,10 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="MODEL", help="a run, an export, a Hugging Face folder or Hub id")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="at most so many tokens (default: 256)")
+    parser.add_argument("folder", metavar="MODEL", help="a run, an export, an adapter, a Hugging Face folder or Hub id")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="at most so many tokens (default: 256, or what fits)"
+    )
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument(
         "--temperature", type=temperature, metavar="X", help="draw from softmax(logits / X) (default: 0.8)"
@@ -155,7 +164,8 @@ VERBS = {
     "chat": Verb(
         _chat,
         _chat_arguments,
-        "Talk with a model whose tokenizer has a chat template.",
+        "Talk with a model whose tokenizer has a chat template. Ctrl-C ends an answer, and at the prompt, as Ctrl-D, "
+        "/quit and /exit do, the conversation.",
         "braid chat hybrid --temperature 0.6",
     ),
 }

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from eval.opening import open_model
 from lm.cli import main
 from lm.export import export_run, model_of_run, read_run
 from lm.run_file import load_run_file
@@ -107,6 +108,8 @@ def test_a_tuned_base_ends_where_it_did_before_too(root: Path) -> None:
     export_run(run, root / "exported")
     export_run(run, root / "adapter", adapter_only=True)
     assert ends(root / "exported") == ends(root / "adapter") == ends_in_memory(run) == [EOS, OTHER, END]
+    opened = open_model(root / "adapter").model
+    assert opened.generation_config.eos_token_id == sorted([EOS, OTHER, END])
 
 
 def test_a_grafted_base_too(root: Path) -> None:

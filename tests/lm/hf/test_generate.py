@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+from logging import Handler
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.utils import logging
 
 from lm.cli import main
 from lm.data.tokenizers import HuggingFaceTokenizer
@@ -128,6 +139,111 @@ def test_ctrl_c_in_a_conversation_ends_the_answer_only(chatty, capsys, monkeypat
     captured = capsys.readouterr()
     assert captured.out == f"> {expected_text(chatty, '[user]hi[a]', 5)}\n> \n"
     assert "(interrupted)" in captured.err
+
+
+@pytest.mark.parametrize("word", ["/quit", " /exit "])
+def test_a_word_ends_a_conversation(chatty, capsys, monkeypatch, word):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"hi\n{word}\nmore\n"))
+    assert main(["chat", str(chatty), "--greedy", "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out == f"> {expected_text(chatty, '[user]hi[a]', 2)}\n> "
+
+
+@pytest.fixture
+def short(tmp_path, byte_tokenizer):
+    """Makes a folder with a model for 32 tokens: of rotary positions (llama) or of learned ones (gpt2)."""
+
+    def make(kind):
+        torch.manual_seed(0)
+        if kind == "llama":
+            sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+            ends = {"bos_token_id": None, "eos_token_id": None}
+            model = LlamaForCausalLM(LlamaConfig(**sizes, **ends, vocab_size=256, max_position_embeddings=32))
+        else:
+            sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 32}
+            model = GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=256, bos_token_id=None, eos_token_id=None))
+        model.save_pretrained(tmp_path / kind)
+        byte_tokenizer(chat_template=TEMPLATE, model_max_length=32).save_pretrained(tmp_path / kind)
+        return str(tmp_path / kind)
+
+    return make
+
+
+FITS = "23 tokens at most: the model's context of 32 ends there"
+BEYOND = "the model is made for 32 tokens: a longer text extrapolates"
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "written", "said"),
+    [
+        ("llama", None, 23, FITS),
+        ("llama", 23, 23, None),
+        ("llama", 40, 40, BEYOND),
+        ("gpt2", None, 23, FITS),
+        ("gpt2", 40, 23, FITS),
+    ],
+)
+def test_a_text_ends_with_the_context_unless_more_is_asked_of_a_model_that_can(
+    short, capsys, reminders, kind, asked, written, said
+):
+    more = [] if asked is None else ["--max-new-tokens", str(asked)]
+    folder = short(kind)
+    capsys.readouterr()
+    assert main(["generate", folder, "--prompt", "def f(x):", "--greedy", *more]) == 0
+    *notes, speed = capsys.readouterr().err.splitlines()
+    assert notes == ([] if said is None else [said])
+    assert f" {written} written" in speed
+    assert reminders == []
+
+
+@pytest.fixture
+def reminders():
+    """What transformers logs."""
+    logging.warning_once.cache_clear()
+    found = []
+    handler = Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    logging.add_handler(handler)
+    yield found
+    logging.remove_handler(handler)
+
+
+def test_a_prompt_beyond_the_context(short, capsys, reminders):
+    prompt, folder = ["--prompt", "x" * 40, "--greedy"], short("llama")
+    capsys.readouterr()
+    assert main(["generate", folder, *prompt]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"{BEYOND}\n")
+    assert " 256 written" in captured.err
+    assert main(["generate", short("gpt2"), *prompt]) == 2
+    assert "--prompt: 40 tokens leave no room in the 32 positions of the model" in capsys.readouterr().err
+    assert reminders == []
+
+
+def test_a_conversation_that_grows_beyond_the_context_says_so_once(short, capsys, monkeypatch, reminders):
+    said = "hi\nwell, then\nand so on\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    assert main(["chat", short("llama"), "--greedy", "--max-new-tokens", "20"]) == 0
+    assert capsys.readouterr().err.count(BEYOND) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    assert main(["chat", short("gpt2"), "--greedy", "--max-new-tokens", "20"]) == 2
+    assert re.search(r"the conversation: \d+ tokens leave no room in the 32 positions", capsys.readouterr().err)
+    assert reminders == []
+
+
+def test_an_adapter_goes_onto_its_base(llama, tmp_path, capsys):
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "merged")
+    assert main(["generate", str(tmp_path / "adapter"), "--prompt", "abc", "--greedy", "--max-new-tokens", "12"]) == 0
+    assert capsys.readouterr().out == expected_text(tmp_path / "merged", "abc", 12) + "\n"
+
+
+def test_a_folder_without_a_model_is_said(tmp_path, capsys):
+    assert main(["generate", str(tmp_path), "--prompt", "x"]) == 2
+    assert f"the folder {tmp_path} holds no config.json" in capsys.readouterr().err
 
 
 def test_import_tells_what_is_new(llama, tmp_path, capsys):
