@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 from lm.data.compression import DAMAGE, CannotOpenError, open_bytes
 from lm.errors import UserError, did_you_mean
 
+_NAMES_SAID = 12
+"""Fields of a record that a message lists."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -216,9 +219,11 @@ def _token(text: str, at: int) -> int:
 
 def missing_field(record: Record, name: str, key: str) -> UserError:
     """What to say of a record without a field that `key` names."""
+    names = list(record.values)
+    more = f" and {len(names) - _NAMES_SAID} more" if len(names) > _NAMES_SAID else ""
     return UserError(
         f"{key}: '{record.path}' has no field '{name}' in {record.where}; "
-        f"it has {', '.join(record.values) or 'none'}.{did_you_mean(name, record.values)}"
+        f"it has {', '.join(names[:_NAMES_SAID]) or 'none'}{more}.{did_you_mean(name, names)}"
     )
 
 

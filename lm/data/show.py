@@ -67,8 +67,9 @@ def shown_rows(
         )
         for span in batches.documents(row):
             file, at = batches.origin(span)
+            place_read = f"{file}{f', {_unit(file)} {at}' if at else ''}; " if file else ""  # older samples have none
             yield (
-                f"  document {span.document}: {file}{f', {_unit(file)} {at}' if at else ''}; "
+                f"  document {span.document}: {place_read}"
                 f"tokens {span.begin} to {span.end} of the row, from token {span.offset} of the document"
             )
             tokens = batch.tokens[0, span.begin : span.end].tolist()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lm.data.compression import kind_of
 from lm.data.kinds import RECORDS, TEXTS
 from lm.data.options import SourceOptions
-from lm.data.readers import Document, Part, Record, Unreadable, Wanted, read_json
+from lm.data.readers import Document, Part, Record, Unreadable, Wanted, missing_field, read_json
 from lm.data.source_options import FilterOptions, RangeOptions
 from lm.data.texts import read_texts
 from lm.errors import UserError
@@ -270,3 +270,9 @@ def test_a_broken_json_list_says_which_record(tmp_path: Path, content: bytes, go
     (broken,) = (item for item in items if isinstance(item, Unreadable))
     assert len(items) == good + 1
     assert f"cannot be read at {message}" in str(broken)
+
+
+def test_of_many_fields_a_message_lists_a_dozen() -> None:
+    record = Record(Path("log.jsonl"), "line 1", {f"field{number}": number for number in range(30)}, 0)
+    said = str(missing_field(record, "feild20", "data.sources.0.text_field"))
+    assert said.endswith("field10, field11 and 18 more. Did you mean 'field20'?")
