@@ -18,6 +18,7 @@ from pydantic import Field
 from rich.table import Table
 
 from eval.harness.model import BraidLM
+from eval.harness.quiet import quiet
 from eval.harness.truncation import Side
 from eval.model import Model
 from eval.terminal import titled_table
@@ -75,21 +76,22 @@ def run_harness(
     tasks = _chosen(manager, options.tasks)
     _check(tasks, options, lm.world_size)
     tracker = EvaluationTracker(output_path=None if output is None else str(output))
-    results: Results | None = simple_evaluate(
-        lm,
-        model_args={"pretrained": model.name},
-        tasks=tasks,
-        task_manager=manager,
-        num_fewshot=options.num_fewshot,
-        limit=_limit(options.limit),
-        gen_kwargs=options.gen_kwargs or None,
-        apply_chat_template=options.apply_chat_template,
-        system_instruction=options.system_instruction,
-        bootstrap_iters=options.bootstrap_iters,
-        confirm_run_unsafe_code=options.confirm_run_unsafe_code,
-        use_cache=None if output is None else _cache(output, lm),
-        evaluation_tracker=tracker,
-    )
+    with quiet():
+        results: Results | None = simple_evaluate(
+            lm,
+            model_args={"pretrained": model.name},
+            tasks=tasks,
+            task_manager=manager,
+            num_fewshot=options.num_fewshot,
+            limit=_limit(options.limit),
+            gen_kwargs=options.gen_kwargs or None,
+            apply_chat_template=options.apply_chat_template,
+            system_instruction=options.system_instruction,
+            bootstrap_iters=options.bootstrap_iters,
+            confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+            use_cache=None if output is None else _cache(output, lm),
+            evaluation_tracker=tracker,
+        )
     shortened = lm.gather_object(lm.shortened(request for task in _leaves(tasks) for request in task.instances))
     if results is None or shortened is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,15 @@ from lm.cli import main
 
 
 def test_the_harness_own_files_are_written(
-    save_model: Callable[..., None], task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    save_model: Callable[..., None],
+    task_folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # no repository
     save_model("hybrid", tmp_path / "tiny")
+    capfd.readouterr()
     words = ["eval", str(tmp_path / "tiny"), "--harness", "choose,write", "--include-path", str(task_folder)]
     words += ["--limit", "3", "--log-samples", "--gen-kwargs", '{"max_gen_toks": 4}', "--truncation", "middle"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
@@ -25,8 +32,12 @@ def test_the_harness_own_files_are_written(
     assert results["config"]["truncation"] == "middle"
     assert len(list((tmp_path / "out" / "tiny").glob("samples_*.jsonl"))) == 2
     figure = results["results"]["choose"]["acc,none"]
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "acc" in line.split()]
+    said = capfd.readouterr()
+    (line,) = [line for line in said.out.splitlines() if "acc" in line.split()]
     assert {"choose", f"{figure:.4f}"} <= set(line.split())
+    assert "fatal" not in said.err
+    bars = {line.partition(":")[0] for line in re.split(r"[\r\n]", said.err) if "%|" in line}
+    assert bars == {"loglikelihood", "generate_until"}
 
 
 def test_mistakes_end_without_a_traceback(
