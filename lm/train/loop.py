@@ -65,8 +65,8 @@ def train(run: Run, kind: type[Training] | None = None, hook: Hook | None = None
         note = f"; without effect: {'; '.join(unused)}" if unused else ""
         progress.say(f"the run in {folder.root} is complete: {run.train.steps} of {run.train.steps} steps{note}")
         return
-    require_own_folder(folder.root, run.data)
     world = start_ranks(run, progress.say, kind.section)
+    world.on_rank_zero(lambda: require_own_folder(folder.root, run.data))
     world.on_rank_zero(lambda: require_log(folder.root, run.log.wandb, run.log.tensorboard))
     with folder.claimed(world):
         prepared = prepare_on_all_ranks(run, world, progress)

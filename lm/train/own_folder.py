@@ -13,8 +13,9 @@ from lm.train.file_names import COMPLETE_FILE, GRAFTED, LOCK_FILE, METRICS_FILE,
 
 OF_A_RUN = (RUN_FILE, LOCK_FILE, METRICS_FILE, COMPLETE_FILE, f"{REGRESSION}/{LOCK_FILE}", f"{GRAFTED}/config.json")
 """One of them is there as soon as a run has begun, however early it ended."""
-OF_A_JOB = (".*", "*.log", "*.out", "*.err", "slurm-*", "*.yaml", "*.yml", "*.sh", "*.sbatch", "lost+found")
-"""What may lie there before: logs of launchers and schedulers, the run file, the script, what a new disk holds."""
+LOGS = (".*", "*.log", "*.out", "*.err", "*.[oe][0-9]*", "slurm-*", "lost+found")
+SCRIPTS = ("*.yaml", "*.yml", "*.sh", "*.sbatch", "*.slurm", "*.pbs")
+"""What may lie there before: what launchers, schedulers and new disks leave; run files, and scripts that start them."""
 READABLE = (
     METRICS_FILE,
     "model/README.md",
@@ -54,7 +55,7 @@ def require_own_folder(root: Path, data: DataOptions) -> None:
 def _other(folder: Path, cache: Path) -> Path | None:
     """The first of what is there besides a job's files, the data's cache and empty folders, if there is any."""
     for entry in sorted(folder.iterdir()):
-        if any(fnmatchcase(entry.name, name) for name in OF_A_JOB) or entry.resolve() == cache:
+        if any(fnmatchcase(entry.name, name) for name in (*LOGS, *SCRIPTS)) or entry.resolve() == cache:
             continue
         if not entry.is_dir() or (entry.is_symlink() and any(entry.iterdir())):
             return entry

@@ -73,6 +73,7 @@ def test_what_launchers_schedulers_and_scripts_leave_is_no_hindrance(make_run: M
     for name in (
         "slurm-123.out",
         "braid-123.log",
+        "braid.o123",
         "job.sbatch",
         "mine.yaml",
         ".nfs0001",
