@@ -140,7 +140,7 @@ def compare(folders: Sequence[Path], page: Path) -> None:
     """Prints each later result beside the first, and writes the page of all. Raises UserError for what is no result,
     and for a page that is no .html file."""
     if page.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--output: {page} is not called as a page is. Name a .html file")
+        raise UserError(f"--output: {page}: what is written is a page. Name a .html file")
     results = [load_results(folder) for folder in folders]
     try:
         write_page(results, page)

@@ -11,6 +11,7 @@ from typing import Literal
 from eval import tasks
 from eval.options import SuiteOptions
 from eval.tasks import TASKS, CannotBuildError, Haystack, Sample, Task, TokenCounter, find_tasks
+from eval.tasks.questions import named_questions
 from eval.tasks.words import lists_digest
 from lm.data.cache import cached_folder
 from lm.data.fingerprint import content_digest, digest
@@ -52,12 +53,19 @@ def said_of(skipped: Sequence[Skipped]) -> Iterator[str]:
 def chosen_tasks(options: SuiteOptions) -> list[Task]:
     """The tasks that the options name.
 
-    Raises UserError, with the nearest name, for one that is neither a task nor a suite.
+    Raises UserError, with the nearest name, for one that is neither a task nor a suite, and for files of questions
+    that cannot be read.
     """
     try:
-        return find_tasks(options.tasks)
+        chosen = find_tasks(options.tasks)
     except UserError as error:
         raise UserError(f"{options.written('tasks')}: {error}") from None
+    used = {text for task in chosen for text in task.texts}
+    if options.squad is not None and "squad" in used:
+        named_questions(options.squad, "squad", options.written)
+    if options.hotpotqa is not None and "hotpotqa" in used:
+        named_questions(options.hotpotqa, "hotpotqa", options.written)
+    return chosen
 
 
 class QuestionWriter:

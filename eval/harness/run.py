@@ -124,7 +124,7 @@ def table(results: Results) -> Table:
 def _manager(model: Model, options: HarnessOptions) -> TaskManager:
     """Knows the built-in tasks only where one is asked for: reading all their files takes seconds."""
     if options.include_path is not None and not options.include_path.is_dir():
-        raise UserError(f"{options.include_path}: there is no such folder of task files")
+        raise UserError(f"--include-path: {options.include_path}: there is no such folder of task files")
     tokenizer = model.tokenizer.name_or_path
     metadata = {"pretrained": tokenizer, "tokenizer": tokenizer} if tokenizer else {}
     settings = {"include_path": options.include_path, "metadata": metadata | options.metadata}
@@ -159,7 +159,7 @@ def _chosen(manager: TaskManager, asked: Sequence[str]) -> list[Task | Group]:
 def _names(manager: TaskManager, asked: str) -> list[str]:
     names: list[str] = [asked] if _is_file(asked) else manager.match_tasks([asked])
     if not names:
-        raise UserError(f"the harness knows no task '{asked}'.{did_you_mean(asked, manager.all_tasks)}")
+        raise UserError(f"--harness: there is no task '{asked}'.{did_you_mean(asked, manager.all_tasks)}")
     return names
 
 
@@ -186,7 +186,7 @@ def _check(tasks: Sequence[Task | Group], options: HarnessOptions, ranks: int) -
     """What would end in the middle of the run."""
     for task in _leaves(tasks):
         if getattr(task, "UNSAFE_CODE", False) and not options.confirm_run_unsafe_code:
-            raise UserError(f"{task.task_name} runs code that the model writes: allow it by confirm_run_unsafe_code")
+            raise UserError(f"{task.task_name} runs code that the model writes: allow it by --confirm-run-unsafe-code")
         documents = len(task.eval_docs)
         documents = min(documents, get_sample_size(task, options.limit) or documents)
         if documents < ranks:

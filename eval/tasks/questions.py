@@ -101,10 +101,15 @@ class QuestionAnswering(GeneratedTask):
         if path is None:
             needed = f"{self.name} needs a local copy of {PUBLISHED[self.source]}"
             raise CannotBuildError(f"{needed}: name it under {haystack.written(self.source)}.")
-        try:
-            return read_questions(path, self.source)
-        except UserError as error:
-            raise UserError(f"{haystack.written(self.source)}: {error}") from None
+        return named_questions(path, self.source, haystack.written)
+
+
+def named_questions(path: Path, source: Literal["squad", "hotpotqa"], written: Callable[[str], str]) -> Questions:
+    """The questions of the file that the option of the source's name names. Raises UserError as `read_questions`."""
+    try:
+        return read_questions(path, source)
+    except UserError as error:
+        raise UserError(f"{written(source)}: {error}") from None
 
 
 @lru_cache(maxsize=2)

@@ -34,6 +34,7 @@ def test_messages_name_options_as_they_are_typed(tmp_path: Path, capsys: pytest.
         (["--perplexity", str(tmp_path / "bad.jsonl")], r"--perplexity: '.*' cannot be read at line 1 .* Repair the"),
         (["--perplexity", nowhere], r"--perplexity: '.*nowhere' does not exist\."),
         (["--haystack", nowhere], r"--haystack: '.*nowhere' does not exist\."),
+        (["--tasks", "qa_1", "--squad", nowhere], r"--squad: '.*nowhere' cannot be read: No such file"),
         (["--text-field", "body"], r"braid eval: --text-field is for --perplexity and --haystack"),
     ):
         assert main(["eval", nowhere, *words]) == 2
