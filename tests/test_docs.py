@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from lm.cli import main, parser
 from lm.run_file import json_schema, load_run_file
@@ -249,9 +252,20 @@ def test_a_run_file_of_a_page_loads(page: str, text: str, smollm2: Path, tmp_pat
         rest = "graft-smollm2" if "graft" in values else "extend-smollm2" if based else "quickstart"
         long = {"train": {"steps": 1_000_000}}  # a part may be of a longer run than the rest of it
         values = _merged(_merged(yaml.safe_load((ROOT / "configs" / f"{rest}.yaml").read_text()), long), values)
+    if "chat" in [source.get("kind") for source in values["data"]["sources"]]:
+        values["data"]["tokenizer"] = {"kind": "huggingface", "path": str(chat_tokenizer(tmp_path / "tokenizer"))}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     load_run_file(path, [f"base.path={smollm2}", "data.tokenizer={kind: bytes}"] if based else [])
+
+
+def chat_tokenizer(folder: Path) -> Path:
+    """A tokenizer with a chat template, which conversations ask for."""
+    words = Tokenizer(WordLevel({"</s>": 0, "word": 1}, "</s>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="</s>", chat_template="{{ messages[0].content }}"
+    ).save_pretrained(folder)
+    return folder
 
 
 def _merged(old: Any, new: Any) -> Any:
