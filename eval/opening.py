@@ -53,7 +53,11 @@ def open_model(
         model, tokenizer = model_of_run(read_run(place))
         model.to(dtype or torch.float32)
     elif is_adapter:
-        model, tokenizer = _adapted(_base_of(place), place, dtype)
+        options = _base_of(place)
+        try:
+            model, tokenizer = _adapted(options, place, dtype)
+        except UserError as error:
+            raise UserError(f"{path}, an adapter on {options.path}: {error}") from None
     elif adapter is not None:
         model, tokenizer = _adapted(BaseOptions(path=str(path), revision=revision), Path(adapter).expanduser(), dtype)
     else:

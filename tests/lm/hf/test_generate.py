@@ -241,6 +241,15 @@ def test_an_adapter_goes_onto_its_base(llama, tmp_path, capsys):
     assert capsys.readouterr().out == expected_text(tmp_path / "merged", "abc", 12) + "\n"
 
 
+def test_an_adapter_whose_base_is_not_here_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lama").mkdir()
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "llama"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert main(["generate", str(tmp_path), "--prompt", "x"]) == 2
+    assert f"{tmp_path}, an adapter on llama: llama: there is no such folder here. Did you" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_model_is_said(tmp_path, capsys):
     assert main(["generate", str(tmp_path), "--prompt", "x"]) == 2
     assert f"the folder {tmp_path} holds no config.json" in capsys.readouterr().err

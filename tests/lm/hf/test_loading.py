@@ -48,7 +48,7 @@ def test_a_slip_in_a_name_beside_it_costs_no_time(tmp_path: Path, monkeypatch: p
     """And leaves Hub ids alone that are not like it, or are cached."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "get_hf_file_metadata", no_answer)
-    monkeypatch.setattr(hub, "PAUSE", 1e6)
+    monkeypatch.setattr(hub, "PAUSE", 0.0)
     (tmp_path / "llama").mkdir()
     said = r"llamaa: there is no such folder here\. Did you mean 'llama'\? For a model of the Hub write OWNER/llamaa\."
     with pytest.raises(UserError, match=rf"^base\.path: {said}"):
