@@ -165,17 +165,12 @@ def held_out_too_long(corpus: Path) -> DataOptions:
     return options_for(corpus, sequence_length=13 + len(answer(places[0])))
 
 
-def without_template(corpus: Path) -> DataOptions:
-    return options_for(corpus, {"kind": "chat"})
-
-
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
         (single, r"^data\.validation\.fraction: data\.sources\.0 is a single sample"),
         (all_too_long, r"^data\.sequence_length: 4 is too short for data\.sources\.0, .*samples\.json'"),
         (held_out_too_long, r"^data\.sequence_length: \d+ is too short for the held-out samples"),
-        (without_template, r"^data\.sources\.0\.kind: chat needs the chat template of a tokenizer"),
     ],
 )
 def test_samples_that_cannot_serve_are_refused(corpus: Path, broken: Any, message: str) -> None:
