@@ -19,10 +19,9 @@ from lm.errors import UserError, first_line
 from lm.export import model_of_run, read_run
 from lm.extend import base
 from lm.extend.options import BaseOptions
-from lm.hf.loading import forget_gguf, from_pretrained, loading, whole_weights
+from lm.hf.loading import ADAPTER_FILE, forget_gguf, from_pretrained, loading, whole_weights
 from lm.train.file_names import RUN_FILE
 
-ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def read_run(run_folder: Path, average: bool = False) -> TrainedRun:
     if not folder.config.is_file():
         raise UserError(f"{run_folder} is not a run's folder: it has no {folder.config.name}")
     run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    trainee, data = _read_trainee(folder.config, run), _read_data(folder.config, run)
+    with _readable(folder.config):
+        trainee, data = _read_trainee(folder.config, run), DataOptions.model_validate(run["data"])
     checkpoint = _newest_good(folder.checkpoints)
     done = folder.completed_steps
     if done and not average and (checkpoint is None or manifest.step_of(checkpoint) <= done):
@@ -130,28 +132,26 @@ def _require_free(target: Path) -> None:
         raise UserError(f"{target} is not empty, and not an earlier export: name a new folder")
 
 
-def _read_trainee(path: Path, run: Any) -> FromScratch | Extension:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        if "graft" in run and "evaluated_length" in run:
-            raise UserError(
-                f"{path.parent} is the first stage of a graft, which has no whole model: name the run's folder, "
-                f"{path.parent.parent}"
-            )
-        if "graft" in run:  # what stage two started from lies in the run's folder, wherever that is now
-            moved = run | {"train": run["train"] | {"output_dir": path.parent}}
-            return GraftFile.model_validate(moved).trainee.tuning
-        if "base" in run:
-            return ExtensionFile.model_validate(run).trainee
-        return FromScratch(ModelOptions.model_validate(run["model"]))
+        yield
     except (ValidationError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a run file: {error}") from None
 
 
-def _read_data(path: Path, run: Any) -> DataOptions:
-    try:
-        return DataOptions.model_validate(run["data"])
-    except (ValidationError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as a run file: {error}") from None
+def _read_trainee(path: Path, run: Any) -> FromScratch | Extension:
+    if "graft" in run and "evaluated_length" in run:
+        raise UserError(
+            f"{path.parent} is the first stage of a graft, which has no whole model: name the run's folder, "
+            f"{path.parent.parent}"
+        )
+    if "graft" in run:  # what stage two started from lies in the run's folder, wherever that is now
+        moved = run | {"train": run["train"] | {"output_dir": path.parent}}
+        return GraftFile.model_validate(moved).trainee.tuning
+    if "base" in run:
+        return ExtensionFile.model_validate(run).trainee
+    return FromScratch(ModelOptions.model_validate(run["model"]))
 
 
 def _timeline(run: Any) -> Timeline:

@@ -22,6 +22,8 @@ from transformers.utils import logging
 from lm.errors import UserError, did_you_mean, first_line
 from lm.hf.hub import is_cached, require_connection
 
+ADAPTER_FILE = "adapter_config.json"
+"""What makes a folder one of a PEFT adapter."""
 ALMOST = 0.8
 """How alike a name and that of a folder are where one is taken for a slip in writing the other."""
 _LFS_POINTER = b"version https://git-lfs"

@@ -11,8 +11,6 @@ from lm.arguments import positive, share, temperature, whole
 from lm.errors import UserError
 from lm.verbs.verb import Verb
 
-ADAPTER_FILE = "adapter_config.json"
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -77,6 +75,8 @@ def _opened(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             from lm.export import model_of_run, read_run
 
             return model_of_run(read_run(Path(folder)))
+        from lm.hf.loading import ADAPTER_FILE
+
         if Path(folder, ADAPTER_FILE).is_file():
             from eval.opening import open_model
 
